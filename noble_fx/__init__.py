@@ -1,0 +1,49 @@
+"""noble_fx: NOBLE's nonlinear low-rank branches for any PyTorch model.
+
+y = x Wᵀ + b + σ(x Dᵀ) Uᵀ beside every chosen linear layer, trained with the model and kept for good (arXiv 2603.06492).
+"""
+
+from noble_fx import runtime
+from noble_fx.activations import activation_names, register_activation
+from noble_fx.branch import NobleBranch, NobleLinear
+from noble_fx.checkpoint import load, save
+from noble_fx.config import PRESETS, NobleConfig, NoblePreset
+from noble_fx.errors import CaptureError, CheckpointError, ConfigError, ExportError, NobleError
+from noble_fx.explain import Explanation, explain
+from noble_fx.export import ExportReport, export_onnx
+from noble_fx.program import Program, Site
+from noble_fx.training import param_groups
+from noble_fx.transform import disabled, programs, remove, reset_branches, sites, transform
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "CaptureError",
+    "CheckpointError",
+    "ConfigError",
+    "Explanation",
+    "ExportError",
+    "ExportReport",
+    "NobleBranch",
+    "NobleConfig",
+    "NobleError",
+    "NobleLinear",
+    "NoblePreset",
+    "Program",
+    "Site",
+    "activation_names",
+    "disabled",
+    "explain",
+    "export_onnx",
+    "load",
+    "param_groups",
+    "programs",
+    "register_activation",
+    "remove",
+    "reset_branches",
+    "runtime",
+    "save",
+    "sites",
+    "transform",
+]

@@ -1,0 +1,121 @@
+"""The eager truth: the branch, and the linear layers that carry one.
+
+For a linear map `x [.., K] -> y [.., N]` and a rank r (arXiv 2603.06492, eq. of the layer):
+
+    y = x Wᵀ + b + σ(x Dᵀ + d) Uᵀ          W [N, K]   b [N]   D [r, K]   d [r]   U [N, r]
+
+Everything fast in this project is measured against `NobleBranch.forward`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from noble_fx import activations
+from noble_fx.config import NobleConfig
+from noble_fx.schema import LINEAR
+
+
+class NobleBranch(nn.Module):
+    """σ(x Dᵀ + d) Uᵀ, [.., K] -> [.., N]; parameters `down` [r, K], `down_bias` [r] or None, `up` [N, r], `act.…`.
+
+    Drawn as the preset of `config` says: D ~ N(0, 1/√K), d = 0, U ~ N(0, α/√r).
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, config: NobleConfig, role: str = "other"):
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.config, self.role = config, role
+        self.enabled = True  # False inside noble_fx.disabled()
+        self.unfused = "not asked for"  # why the operator is not used; "" where it is
+        self.reason = self.declined = ""  # why this layer was chosen; why the model has no graph
+        preset = config.recipe
+        down_bias = preset.down_bias and not activations.is_identity(config.act)
+        self.down = nn.Parameter(torch.empty(rank, in_features))
+        self.down_bias = nn.Parameter(torch.empty(rank)) if down_bias else None
+        self.up = nn.Parameter(torch.empty(out_features, rank))
+        self.act = activations.build_activation(config.act, rank, preset)
+        self.reset_parameters()
+        self.key = activations.activation_key(self.act, self.label)
+
+    @classmethod
+    def on_meta(cls, in_features: int, out_features: int, rank: int, config: NobleConfig) -> NobleBranch:
+        """A branch without values: its names and shapes only."""
+        with torch.device("meta"):
+            return cls(in_features, out_features, rank, config)
+
+    @property
+    def label(self) -> str:
+        """The activation's name."""
+        return activations.activation_label(self.config.act)
+
+    def reset_parameters(self) -> None:
+        """Draw D, d and U again; the parts of σ have a `reset_parameters` of their own."""
+        nn.init.normal_(self.down, std=self.in_features**-0.5)
+        if self.down_bias is not None:
+            nn.init.zeros_(self.down_bias)
+        nn.init.normal_(self.up, std=self.config.recipe.up_gain * self.rank**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.linear(x, self.down, self.down_bias)
+        return F.linear(activations.evaluate(self.act, h), self.up)
+
+    def act_tensors(self) -> list[Tensor]:
+        """σ's parameters, then its buffers: the `act` argument of `noble_fx::linear`."""
+        return [*self.act.parameters(), *self.act.buffers()]
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.rank} ({self.label}) -> {self.out_features}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.key = activations.activation_key(self.act, self.label)  # a new process does not know the key yet
+
+
+class Augmented:
+    """What every linear layer with a branch shares: `noble`, and a forward that adds it.
+
+    A mixin in front of the layer's own class, so that `isinstance`, parameter names and attributes stay what they were.
+    """
+
+    noble: NobleBranch
+
+    def matrix(self) -> Tensor:
+        """W as [N, K], a view of the layer's weight."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.noble
+        if not branch.enabled:
+            return super().forward(x)  # type: ignore[misc]
+        if branch.unfused:
+            return super().forward(x) + branch(x)  # type: ignore[misc]
+        return LINEAR(
+            x,
+            self.matrix(),
+            self.bias,  # type: ignore[attr-defined]
+            branch.down,
+            branch.down_bias,
+            branch.up,
+            branch.act_tensors(),
+            branch.key,
+        )
+
+
+class NobleLinear(Augmented, nn.Linear):
+    """An `nn.Linear` with a branch in `noble`; made by `transform`, or by hand with `NobleLinear.build`."""
+
+    def matrix(self) -> Tensor:
+        """W [N, K], the weight itself."""
+        return self.weight
+
+    @classmethod
+    def build(cls, in_features: int, out_features: int, rank: int, bias: bool = True, **settings: Any) -> NobleLinear:
+        """A fresh layer for hand-written models: `NobleLinear.build(512, 2048, rank=64, act="cosnet")`."""
+        layer = cls(in_features, out_features, bias=bias)
+        layer.noble = NobleBranch(in_features, out_features, rank, NobleConfig(rank=rank).replace(**settings))
+        return layer

@@ -1,0 +1,150 @@
+"""Save and load: a folder with `model.safetensors` and `noble_config.json`.
+
+`load` takes a plain model, transforms it as the folder says, and fills it. Everything is compared first, from the
+file's header and the shapes that the transform would make, so a folder that does not fit changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from noble_fx.branch import NobleBranch
+from noble_fx.config import NobleConfig
+from noble_fx.errors import CheckpointError, ConfigError
+from noble_fx.files import staged
+from noble_fx.transform import Plan, apply_plan, make_plan, named_branches, remove, sites
+
+WEIGHTS, CONFIG = "model.safetensors", "noble_config.json"
+_FORMAT = 1
+
+
+def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
+    """Write all weights and the config to a new folder; returns it. Nothing half-written is ever left there.
+
+    Raises `CheckpointError` for an existing or unwritable path, and where the config holds a callable.
+    """
+    folder = Path(folder)
+    branches = named_branches(model)
+    if not branches:
+        raise CheckpointError("the model carries no branches; save a plain model with torch or safetensors")
+    if any(t.is_meta for t in model.state_dict().values()):
+        raise CheckpointError("the model is on the meta device and has no values to save")
+    try:
+        config = next(iter(branches.values())).config.to_dict()
+    except ConfigError as error:
+        raise CheckpointError(f"cannot save this model: {error}") from None
+    with staged(folder, CheckpointError, overwrite) as work:
+        made = work / folder.name
+        made.mkdir()
+        save_model(model, str(made / WEIGHTS))
+        described = {
+            "format": _FORMAT,
+            "config": config,
+            "sites": [site.to_dict() for site in sites(model) if site.selected],
+            "versions": {"torch": torch.__version__},
+        }
+        (made / CONFIG).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return folder
+
+
+def load(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Transform the plain `model` as `folder` says and fill it with the folder's weights; returns the result.
+
+    Raises `CheckpointError` that names the missing, unexpected or misshapen keys, or the file that cannot be read;
+    the model is then as it was.
+    """
+    folder = Path(folder)
+    config = _read_config(folder)
+    stored = _read_header(folder / WEIGHTS)
+    if any(t.is_meta for t in model.state_dict().values()):
+        raise CheckpointError("the model is on the meta device; call model.to_empty(device=...) before load")
+    try:
+        plan = make_plan(model, config)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG} does not fit this model: {error}") from error
+    _compare(model, plan, stored, folder)
+    result = apply_plan(model, plan)
+    try:
+        load_model(result, str(folder / WEIGHTS))
+    except Exception as error:
+        remove(result)
+        raise CheckpointError(f"{folder / WEIGHTS} could not be read into the model: {error}") from error
+    return result
+
+
+def _read_config(folder: Path) -> NobleConfig:
+    path = folder / CONFIG
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        if described["format"] != _FORMAT:
+            raise CheckpointError(
+                f"{path} has format {described['format']}; this version reads {_FORMAT}: update noble_fx"
+            )
+        return NobleConfig.from_dict(described["config"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; a folder made by noble_fx.save has one") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path} is not a config of noble_fx.save: {error}") from error
+
+
+def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist; a folder made by noble_fx.save has one") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}); save the model again") from None
+
+
+def _expected(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the state_dict that the planned model will have."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for site in plan.selected:
+        branch = NobleBranch.on_meta(site.in_features, site.out_features, site.rank, plan.config)
+        for fqn in (site.fqn, *site.aliases):
+            shapes |= {f"{fqn}.noble.{name}": tuple(t.shape) for name, t in branch.state_dict().items()}
+    return shapes
+
+
+def _compare(model: nn.Module, plan: Plan, stored: dict[str, tuple[int, ...]], folder: Path) -> None:
+    expected = _expected(model, plan)
+    groups = _shared_names(model, plan)
+    wrong = [
+        f"{name} is {list(stored[name])} in the file and {list(shape)} in the model"
+        for name, shape in expected.items()
+        if name in stored and stored[name] != shape
+    ]
+    unexpected = [f"{name} is not in the model" for name in stored if name not in expected]
+    # A tensor with several names is stored once, under any of them.
+    missing = [
+        f"{name} is not in the file" for name in expected if not any(n in stored for n in groups.get(name, (name,)))
+    ]
+    problems = [*wrong, *unexpected, *missing]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"{folder} does not fit this model: {'; '.join(problems[:5])}{more}. Build the model with the settings it "
+            "was saved with"
+        )
+
+
+def _shared_names(model: nn.Module, plan: Plan) -> dict[str, list[str]]:
+    """For every tensor with several names in the planned model: all of them, by each."""
+    by_tensor: dict[int, list[str]] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        by_tensor.setdefault(id(tensor), []).append(name)
+    groups = {name: names for names in by_tensor.values() for name in names}
+    for site in plan.selected:
+        branch = NobleBranch.on_meta(site.in_features, site.out_features, site.rank, plan.config)
+        for name in branch.state_dict():
+            names = [f"{fqn}.noble.{name}" for fqn in (site.fqn, *site.aliases)]
+            groups |= dict.fromkeys(names, names)
+    return groups

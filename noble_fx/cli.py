@@ -1,0 +1,148 @@
+"""`noble-fx demo | sites | explain`: the library's verbs from the command line.
+
+A model is given as `package.module:factory` (called without arguments; the current folder is importable) or as
+`hf:CONFIG.json`, a Hugging Face config, built with random weights. `sites` and `explain` build it on the meta device,
+so a 70-billion-parameter config takes seconds and no memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+import noble_fx
+from noble_fx.errors import ConfigError, NobleError
+from noble_fx.explain import site_table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status, 2 for an error in what was asked for."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except NobleError as error:
+        Console(stderr=True).print(f"noble-fx: {error}", style="red", markup=False, highlight=False)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="noble-fx", description=noble_fx.__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"noble-fx {noble_fx.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train a byte-level GPT plain and with NOBLE, export it, run it")
+    demo.add_argument("--steps", type=int, help="optimizer steps of each training")
+    demo.add_argument("--lr", type=float, help="peak learning rate of both trainings")
+    demo.add_argument("--rank", type=int, help="rank of the branches")
+    demo.add_argument("--seed", type=int, help="seed of weights and batches")
+    demo.add_argument("--out", type=Path, dest="folder", metavar="FOLDER", help="where to write (default: demo/)")
+    demo.set_defaults(run=_demo)
+
+    _model_command(commands, "sites", "list the linear maps of a model and what would be augmented", _sites)
+    _model_command(commands, "explain", "transform a model and account for it: sites, passes, cost", _explain)
+    return parser
+
+
+def _model_command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> None:
+    command = commands.add_parser(name, help=text, description=f"{text}. {__doc__.split('A model is', 1)[1].strip()}")
+    command.add_argument("model", help="package.module:factory or hf:CONFIG.json")
+    command.add_argument("--rank", type=_rank, help='an integer, a share such as 0.05, or a budget such as "4%%"')
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    for field in ("act", "select", "exclude", "preset", "capture"):
+        command.add_argument(f"--{field}", help=f"as in noble_fx.transform (default: {_default(field)!r})")
+    command.set_defaults(run=run)
+
+
+def _default(field: str) -> Any:
+    return {f.name: f.default for f in dataclasses.fields(noble_fx.NobleConfig)}[field]
+
+
+def _rank(text: str) -> int | float | str:
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("rank", "act", "select", "exclude", "preset", "capture")
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from noble_fx.demo import run_demo  # imports matplotlib
+
+    given = {name: getattr(args, name) for name in ("steps", "lr", "rank", "seed", "folder")}
+    run_demo(**{name: value for name, value in given.items() if value is not None})
+
+
+def _sites(args: argparse.Namespace) -> None:
+    found = noble_fx.sites(build_model(args.model), **_settings(args))
+    if args.json:
+        print(json.dumps([site.to_dict() for site in found], indent=2, ensure_ascii=False))
+    else:
+        Console().print(site_table(found))
+
+
+def _explain(args: argparse.Namespace) -> None:
+    explanation = noble_fx.explain(noble_fx.transform(build_model(args.model), **_settings(args)))
+    if args.json:
+        print(json.dumps(explanation.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        print(explanation)
+
+
+def build_model(spec: str) -> nn.Module:
+    """The model of `package.module:factory` or `hf:CONFIG.json`, on the meta device; raises `ConfigError`."""
+    with torch.device("meta"):
+        if spec.startswith("hf:"):
+            return _from_hugging_face(Path(spec.removeprefix("hf:")))
+        module_name, colon, factory_name = spec.partition(":")
+        if not colon:
+            raise ConfigError(f"model {spec!r} must be package.module:factory or hf:CONFIG.json")
+        sys.path.insert(0, os.getcwd())
+        try:
+            factory = getattr(importlib.import_module(module_name), factory_name)
+        except ImportError as error:
+            raise ConfigError(f"cannot import {module_name!r} for the model: {error}") from None
+        except AttributeError:
+            raise ConfigError(f"module {module_name!r} has no {factory_name!r}") from None
+        finally:
+            sys.path.remove(os.getcwd())
+        model = factory()
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{spec} gave {type(model).__name__}, not an nn.Module")
+    return model
+
+
+def _from_hugging_face(path: Path) -> nn.Module:
+    try:
+        import transformers
+    except ImportError:
+        raise ConfigError('a model from hf:CONFIG.json needs transformers: pip install "noble-fx[hf]"') from None
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a Hugging Face config: {error}") from None
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)(config)
+    return transformers.AutoModel.from_config(config)

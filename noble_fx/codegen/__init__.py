@@ -1,0 +1,1 @@
+"""From an activation to code: traced to aten, differentiated by PyTorch."""

@@ -1,0 +1,211 @@
+"""What a user can choose: the published recipes (`NoblePreset`) and one transform's settings (`NobleConfig`).
+
+The numbers of the presets come from arXiv 2603.06492 (`paper`: the text's appendix) and from its author's
+code (`reference`); the two differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from noble_fx.errors import ConfigError, nearest
+
+RankSpec = int | float | str
+CAPTURES = ("auto", "fx", "export", "modules")
+GROUPS = ("auto", "all", "attention", "ffn")
+
+
+@dataclass(frozen=True)
+class NoblePreset:
+    """One published recipe: which biases exist, how a branch is drawn, and how fast each part learns.
+
+    A learning-rate multiplier `(min(K, N) / r) ** exponent` belongs to U and to M, a constant to the rest.
+    """
+
+    name: str
+    down_bias: bool  # d exists (never when σ is the identity)
+    mixer_bias: bool  # m exists
+    mixer_init: str  # "xavier_uniform", or "normal": N(0, mixer_gain / √r)
+    mixer_gain: float = 0.5
+    frequency_range: tuple[float, float] = (0.8, 1.2)
+    phase_std: float = 0.1
+    up_gain: float = 0.01  # α of U ~ N(0, α / √r)
+    base_gain: float = 0.5  # W ~ N(0, base_gain / √K), only with init_base=True
+    lr_up_exponent: float = 0.6
+    lr_mixer_exponent: float = 0.45
+    lr_frequency: float = 3.0
+    lr_phase: float = 5.0
+    lr_scale: float = 1.0
+    lr_shift: float = 1.0
+    decay_frequency: bool = False  # weight decay on ω and φ
+
+    def __post_init__(self) -> None:
+        if self.mixer_init not in ("xavier_uniform", "normal"):
+            raise ConfigError(f"mixer_init={self.mixer_init!r} is unknown; use 'xavier_uniform' or 'normal'")
+
+
+PRESETS = {
+    "paper": NoblePreset("paper", down_bias=False, mixer_bias=False, mixer_init="xavier_uniform"),
+    "reference": NoblePreset(
+        "reference",
+        down_bias=True,
+        mixer_bias=True,
+        mixer_init="normal",
+        lr_up_exponent=0.4,
+        lr_mixer_exponent=0.5,
+        lr_frequency=2.0,
+        lr_phase=4.0,
+        lr_scale=5.0,
+        lr_shift=3.0,
+        decay_frequency=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class NobleConfig:
+    """All settings of one `transform`; `to_dict`/`from_dict` round-trip through JSON.
+
+    Raises `ConfigError` when a value cannot be (rank ≤ 0, unknown preset, a regular expression that does not compile).
+    """
+
+    rank: RankSpec = 64  # int | float in (0, 1): share of min(K, N) | "4%": branch parameters over model parameters
+    act: str | Callable[[int], Any] = "cosnet"
+    select: str | Sequence[str] | Callable[[Any], bool] = "auto"
+    exclude: str | Sequence[str] | None = None
+    rank_pattern: dict[str, RankSpec] | None = None
+    preset: str | NoblePreset = "paper"
+    init_base: bool = False
+    capture: str = "auto"
+    fuse: bool = True
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_rank(self.rank, "rank")
+        for pattern, rank in (self.rank_pattern or {}).items():
+            check_regex(pattern, "rank_pattern")
+            check_rank(rank, f"rank_pattern[{pattern!r}]", budget=False)
+        if self.capture not in CAPTURES:
+            raise ConfigError(f"capture={self.capture!r} is unknown; use one of {', '.join(CAPTURES)}")
+        if not isinstance(self.act, str) and not callable(self.act):
+            raise ConfigError(f"act={self.act!r} must be a name or a callable(rank) -> nn.Module")
+        if isinstance(self.select, str) and self.select not in GROUPS:
+            check_regex(self.select, "select")
+        if isinstance(self.exclude, str):
+            check_regex(self.exclude, "exclude")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
+            raise ConfigError(f"seed={self.seed!r} must be None or an integer ≥ 0")
+        self.recipe  # noqa: B018 - refuses an unknown preset here, not at first use
+
+    @property
+    def recipe(self) -> NoblePreset:
+        """The preset itself, looked up when it was given by name."""
+        if isinstance(self.preset, NoblePreset):
+            return self.preset
+        if self.preset not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise ConfigError(f"preset={self.preset!r} is unknown; use one of {known}, or a NoblePreset(...)")
+        return PRESETS[self.preset]
+
+    def replace(self, **changes: Any) -> NobleConfig:
+        """A copy with some fields changed; an unknown field is a `ConfigError`."""
+        known = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ConfigError(
+                    f"{name!r} is not a setting{nearest(name, known)}; the settings are {', '.join(known)}"
+                )
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; a callable has none, so it is a `ConfigError` that names the way out."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not isinstance(self.act, str):
+            raise ConfigError(
+                "act is a callable, which a file cannot hold; give it a name with "
+                "noble_fx.register_activation(name, factory) and use act=name"
+            )
+        if callable(self.select):
+            raise ConfigError("select is a callable, which a file cannot hold; use a regex or a list of module names")
+        if isinstance(self.preset, NoblePreset):
+            out["preset"] = dataclasses.asdict(self.preset)
+        for name in ("select", "exclude"):
+            if isinstance(out[name], Sequence) and not isinstance(out[name], str):
+                out[name] = list(out[name])
+        return out
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> NobleConfig:
+        """The inverse of `to_dict`; unknown keys and impossible values are a `ConfigError`."""
+        values = dict(values)
+        if isinstance(values.get("preset"), dict):
+            preset = dict(values["preset"])
+            preset["frequency_range"] = tuple(preset.get("frequency_range", (0.8, 1.2)))
+            values["preset"] = NoblePreset(**preset)
+        return cls().replace(**values)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Each branch of a transformed model carries its config. A lambda in it must not make the model unpicklable:
+        # the built activation is stored as a module, the factory is only kept where it can be imported again.
+        state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("act", "select"):
+            if callable(state[name]) and not _importable(state[name]):
+                state[name] = f"<{getattr(state[name], '__qualname__', type(state[name]).__qualname__)}>"
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+
+def check_rank(rank: Any, name: str, budget: bool = True) -> None:
+    """Refuse a rank that no layer could have; the upper bound min(K, N) is checked where the layer is known."""
+    forms = "an integer ≥ 1, a share of min(K, N) between 0 and 1" + (", or a budget such as '4%'" if budget else "")
+    ok = False
+    if isinstance(rank, str):
+        ok = budget and parse_budget(rank) is not None
+    elif isinstance(rank, bool):
+        ok = False
+    elif isinstance(rank, int):
+        ok = rank >= 1
+    elif isinstance(rank, float):
+        ok = 0.0 < rank < 1.0
+    if not ok:
+        raise ConfigError(f"{name}={rank!r} is not a rank; use {forms}")
+
+
+def parse_budget(rank: RankSpec) -> float | None:
+    """`"4%"` → 0.04; None for anything that is not a positive percentage."""
+    if not isinstance(rank, str):
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", rank)
+    share = float(match.group(1)) / 100 if match else 0.0
+    return share if share > 0 else None
+
+
+def resolve_rank(rank: RankSpec, in_features: int, out_features: int) -> int:
+    """The rank of one site: an integer as it is, a share of min(K, N) rounded, at least 1."""
+    if isinstance(rank, float):
+        return max(1, round(rank * min(in_features, out_features)))
+    assert isinstance(rank, int), "a budget is resolved over all sites at once"
+    return rank
+
+
+def check_regex(pattern: str, name: str) -> None:
+    """Refuse a pattern that `re` cannot compile, saying where."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{name}={pattern!r} is not a regular expression: {error}") from None
+
+
+def _importable(fn: Any) -> bool:
+    found: Any = sys.modules.get(getattr(fn, "__module__", None) or "")
+    for part in getattr(fn, "__qualname__", "?").split("."):
+        found = getattr(found, part, None)
+    return found is fn

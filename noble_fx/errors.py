@@ -1,0 +1,37 @@
+"""What goes wrong by the user's hand. Every message names the offending thing and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NobleError(ValueError):
+    """Base of every error that noble_fx raises on purpose; the model is as it was before the call."""
+
+
+class ConfigError(NobleError):
+    """A setting that cannot be: rank, activation, preset, selection."""
+
+
+class CaptureError(NobleError):
+    """A model that the asked-for capture cannot represent faithfully."""
+
+
+class CheckpointError(NobleError):
+    """A folder that cannot be written, or whose contents do not fit the model."""
+
+
+class ExportError(NobleError):
+    """A model that cannot be exported, or an exported file that cannot be used."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """`; nearest: 'a', 'b'` for the known names closest to `name`, else an empty string."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    # A fragment ("q_prj") should still find full paths ("layers.0.q_proj"): compare last components too.
+    by_tail = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
+    tails = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_tail, n=count, cutoff=0.5)
+    found = list(dict.fromkeys([*close, *(by_tail[t] for t in tails)]))[:count]
+    return "; nearest: " + ", ".join(map(repr, found)) if found else ""

@@ -1,0 +1,116 @@
+"""What was rewritten, for a person: the sites with their roles, ranks and reasons, and what it costs."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from torch import nn
+
+from noble_fx.program import Program, Site
+from noble_fx.transform import named_branches, programs, sites
+
+WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The account of one model; `str()` is a table, `to_dict()` plain JSON values."""
+
+    model: str
+    sites: tuple[Site, ...]
+    programs: tuple[Program, ...]
+    settings: dict[str, str]
+    base_params: int
+    branch_params: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in plain JSON values, each program's history included."""
+        return {
+            "model": self.model,
+            "settings": self.settings,
+            "base_params": self.base_params,
+            "branch_params": self.branch_params,
+            "sites": [site.to_dict() for site in self.sites],
+            "programs": [{"graph": str(p), "history": [vars(step) for step in p.history]} for p in self.programs],
+        }
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=WIDTH, color_system=None, legacy_windows=False).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def __rich__(self) -> Group:
+        return Group(*self._head(), site_table(self.sites), *self._history())
+
+    def _head(self) -> list[str]:
+        chosen = [site for site in self.sites if site.selected]
+        share = f" = {self.branch_params / self.base_params:.1%} more" if self.base_params else ""
+        lines = [
+            f"{self.model}: {len(chosen)} of {len(self.sites)} linear maps carry a branch",
+            f"parameters: {self.base_params:,} + {self.branch_params:,} in branches{share}",
+        ]
+        lines += [f"{name}: {value}" for name, value in self.settings.items() if value]
+        eager = Counter(site.unfused for site in chosen if site.unfused)
+        lines += [f"eager branch at {count} sites: {reason}" for reason, count in eager.items()]
+        if chosen:
+            lines.append(f"fused: {sum(not site.unfused for site in chosen)} sites, each one noble_fx::linear")
+        return lines
+
+    def _history(self) -> list[str]:
+        lines = []
+        for program in self.programs:
+            done = Counter(step.rule for step in program.history if not step.skipped)
+            lines += [f"pass {name}: {count} rewrites" for name, count in done.items()]
+        return lines
+
+
+def site_table(found: tuple[Site, ...]) -> Table:
+    """The sites as a table; equal ones of repeated blocks share a row, their numbers shown as `*`."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    for name in ("layer", "×", "role", "kind", "K → N", "rank", "params", "reason"):
+        table.add_column(name, justify="right" if name in ("×", "rank", "params") else "left", overflow="fold")
+    rows: dict[tuple[Any, ...], list[Site]] = {}
+    for site in found:
+        shown = ".".join("*" if part.isdigit() else part for part in site.fqn.split("."))
+        shape = f"{site.in_features} → {site.out_features}"
+        reason = site.reason + (f" (aliases: {', '.join(site.aliases)})" if site.aliases else "")
+        key = (shown, site.role, site.kind, shape, site.rank or "–", reason)
+        rows.setdefault(key, []).append(site)
+    for (shown, role, kind, shape, rank, reason), group in rows.items():
+        fqn = group[0].fqn if len(group) == 1 else shown
+        params = f"{sum(site.params for site in group):,}" if group[0].selected else "–"
+        table.add_row(fqn, str(len(group)), role, kind, shape, str(rank), params, reason)
+    return table
+
+
+def explain(model: nn.Module) -> Explanation:
+    """What noble_fx found and did in `model`: sites, settings, cost, and the history of every captured graph."""
+    branches = named_branches(model)
+    mine = {id(p) for branch in branches.values() for p in branch.parameters()}
+    counted = [(id(p) in mine, p.numel()) for p in model.parameters()]
+    return Explanation(
+        model=type(model).__name__,
+        sites=sites(model),
+        programs=programs(model),
+        settings=_settings(branches),
+        base_params=sum(n for ours, n in counted if not ours),
+        branch_params=sum(n for ours, n in counted if ours),
+    )
+
+
+def _settings(branches: dict[str, Any]) -> dict[str, str]:
+    if not branches:
+        return {}
+    branch = next(iter(branches.values()))
+    config = branch.config
+    return {
+        "rank": str(config.rank),
+        "act": branch.label,
+        "preset": config.recipe.name,
+        "capture": config.capture + (f" (no graph: {branch.declined})" if branch.declined else ""),
+    }

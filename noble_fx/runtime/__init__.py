@@ -1,0 +1,6 @@
+"""What runs: the operator, and exported models."""
+
+from noble_fx.runtime import operator
+from noble_fx.runtime.onnx_model import OnnxModel
+
+__all__ = ["OnnxModel", "operator"]

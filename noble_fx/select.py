@@ -1,0 +1,257 @@
+"""Which linear maps a model has, and which of them get a branch.
+
+Two steps: `find_maps` lists every linear map once, with its role and whatever speaks against it; `choose` applies
+`select`, `exclude` and the ranks. Nothing here changes a model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from noble_fx.branch import NobleBranch
+from noble_fx.config import GROUPS, NobleConfig
+from noble_fx.errors import ConfigError, nearest
+from noble_fx.layers import describe, obstacle, unsuitable_weight
+from noble_fx.program import Site
+from noble_fx.ranks import assign_ranks
+from noble_fx.roles import OTHER, is_head_name, is_router_name, role_from_name
+
+_CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """One linear map of the model before any choice; `against` excludes it by default, `obstacle` always."""
+
+    site: Site
+    module: nn.Module | None  # None for a bare parameter
+    in_block: bool
+    against: str
+    obstacle: str
+    unsuitable: str
+
+
+def find_maps(model: nn.Module, flow_roles: Mapping[str, str] | None = None) -> list[LinearMap]:
+    """Every linear map of `model` in definition order; a module with two names is listed once, under its first."""
+    names: dict[int, list[str]] = {}
+    modules: dict[int, nn.Module] = {}
+    inside: tuple[str, ...] = ()  # below an opaque module, or a branch of our own, nothing is a map of the model
+    for fqn, module in model.named_modules(remove_duplicate=False):
+        if fqn.startswith(inside) if inside else False:
+            continue
+        if isinstance(module, NobleBranch | nn.MultiheadAttention):
+            inside = (*inside, fqn + ".")
+        if describe(module) is not None:
+            names.setdefault(id(module), []).append(fqn)
+            modules[id(module)] = module
+    blocks = repeated_blocks(model)
+    tied = _tied_parameters(model)
+    heads = _output_embeddings(model)
+    maps = [
+        _linear_map(model, modules[key], tuple(fqns), blocks, tied, heads, flow_roles or {})
+        for key, fqns in names.items()
+    ]
+    return maps + _stacked_weights(model, blocks)
+
+
+def _linear_map(
+    model: nn.Module,
+    module: nn.Module,
+    names: tuple[str, ...],
+    blocks: set[str],
+    tied: set[int],
+    heads: set[int],
+    flow_roles: Mapping[str, str],
+) -> LinearMap:
+    fqn = names[0]
+    described = describe(module)
+    assert described is not None
+    kind, in_features, out_features = described
+    role = role_from_name(fqn, in_features, out_features)
+    if role == OTHER:
+        role = flow_roles.get(fqn, OTHER)
+    in_block = any(fqn.startswith(block + ".") for block in blocks)
+    siblings = {name for name, _ in model.get_submodule(fqn.rpartition(".")[0]).named_children()}
+    against = ""
+    if id(getattr(module, "weight", None)) in tied:
+        against = "its weight is tied to another module's"
+    elif id(module) in heads or (not in_block and is_head_name(fqn)):
+        against = "an output head"
+    elif is_router_name(fqn, siblings):
+        against = "the router of a mixture of experts"
+    site = Site(fqn, role, kind, in_features, out_features, 0, False, "", 0, names[1:])
+    return LinearMap(site, module, in_block, against, obstacle(module), unsuitable_weight(module))
+
+
+def _stacked_weights(model: nn.Module, blocks: set[str]) -> list[LinearMap]:
+    """Expert weights [E, a, b] held as bare parameters: no layer to swap, but never passed over in silence."""
+    out = []
+    for fqn, parameter in model.named_parameters():
+        owner = model.get_submodule(fqn.rpartition(".")[0])
+        ours = type(owner).__module__.startswith(("torch.nn.", "noble_fx."))
+        if parameter.ndim == 3 and min(parameter.shape) > 1 and not ours:
+            first, second = int(parameter.shape[1]), int(parameter.shape[2])
+            site = Site(fqn, OTHER, f"stacked parameter [{parameter.shape[0]}, a, b]", first, second, 0, False, "", 0)
+            why = "a bare stacked parameter, read by its owner's forward; there is no layer to carry a branch"
+            out.append(LinearMap(site, None, any(fqn.startswith(b + ".") for b in blocks), "", why, ""))
+    return out
+
+
+def repeated_blocks(model: nn.Module) -> set[str]:
+    """Names of the repeated blocks: children of one container, two or more of a class, with linear maps inside."""
+    blocks: set[str] = set()
+    for fqn, container in model.named_modules():
+        if not isinstance(container, _CONTAINERS):
+            continue
+        children = dict(container._modules.items())
+        holders = {
+            name: child
+            for name, child in children.items()
+            if child is not None and any(m is not child and describe(m) is not None for m in child.modules())
+        }
+        counts = Counter(type(child) for child in holders.values())
+        blocks |= {f"{fqn}.{name}" if fqn else name for name, child in holders.items() if counts[type(child)] >= 2}
+    return blocks
+
+
+def _tied_parameters(model: nn.Module) -> set[int]:
+    owners: dict[int, set[int]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), set()).add(id(module))
+    return {parameter for parameter, modules in owners.items() if len(modules) > 1}
+
+
+def _output_embeddings(model: nn.Module) -> set[int]:
+    getter = getattr(model, "get_output_embeddings", None)  # Hugging Face's own word for the head
+    try:
+        head = getter() if callable(getter) else None
+    except (NotImplementedError, AttributeError):
+        head = None
+    return {id(head)} if isinstance(head, nn.Module) else set()
+
+
+# --- choosing --------------------------------------------------------------------------------------------------------
+
+
+def choose(model: nn.Module, maps: list[LinearMap], config: NobleConfig, strict: bool = True) -> tuple[Site, ...]:
+    """One `Site` per map with selection, rank and reason; raises `ConfigError` where the user must decide otherwise.
+
+    Without `strict` an unsuitable layer, a rank too large or an empty choice is a reason in the answer, not an error.
+    """
+    _check_pattern(maps, config)
+    wanted, excluded = _wanted(maps, config), _excluded(maps, config)
+    sites = [_decide(*entry, config, strict) for entry in zip(maps, wanted, excluded, strict=True)]
+    sites = assign_ranks(model, sites, config, refuse=strict and not is_group(config.select))
+    if strict and not any(site.selected for site in sites):
+        raise ConfigError(_nothing_selected(sites, config))
+    return tuple(sites)
+
+
+def is_group(select: object) -> bool:
+    """True for "auto", "all", "attention" and "ffn", which pass over what does not suit instead of refusing."""
+    return isinstance(select, str) and select in GROUPS
+
+
+def _decide(found: LinearMap, wanted: str, excluded: str, config: NobleConfig, strict: bool) -> Site:
+    site, group = found.site, is_group(config.select)
+    named = not isinstance(config.select, str) and not callable(config.select)
+    if found.obstacle:
+        if named and wanted and strict:
+            raise ConfigError(f"select names {site.fqn!r}, which cannot carry a branch: {found.obstacle}")
+        return replace(site, reason=found.obstacle)
+    if excluded:
+        return replace(site, reason=excluded)
+    if found.against and (group or not wanted):
+        return replace(site, reason=found.against)
+    if not wanted:
+        outside = "outside the repeated blocks" if config.select == "auto" else "not matched by select"
+        return replace(site, reason=outside)
+    if found.unsuitable and not strict:
+        return replace(site, reason=found.unsuitable)
+    if found.unsuitable:
+        raise ConfigError(
+            f"the weight of {site.fqn!r} is {found.unsuitable}; a branch is trained together with its layer: transform "
+            f"the model before quantizing it, or leave the layer out with exclude={re.escape(site.fqn)!r}"
+        )
+    return replace(site, selected=True, reason=wanted)
+
+
+def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:
+    if not sites:
+        return "the model has no linear layer, so there is nothing to add a branch to"
+    if isinstance(config.select, str) and not is_group(config.select):
+        known = [site.fqn for site in sites]
+        if not any(re.search(config.select, name) for name in known):
+            return (
+                f"select={config.select!r} matches no linear layer{nearest(config.select, known)}; see noble_fx.sites"
+            )
+    reasons = Counter(site.reason for site in sites).most_common(4)
+    listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
+    return f"select={config.select!r} leaves no layer to augment: {listed}. Widen select, or lower the rank"
+
+
+def _wanted(maps: list[LinearMap], config: NobleConfig) -> list[str]:
+    """Per map: why `select` takes it, or "" where it does not; a list entry that is no map is an error."""
+    select = config.select
+    if isinstance(select, str) and is_group(select):
+        has_blocks = any(found.in_block for found in maps)
+        return [_group_reason(select, found, has_blocks) for found in maps]
+    if isinstance(select, str):
+        return [
+            f"matches select={select!r}" if any(re.search(select, n) for n in _names(found)) else "" for found in maps
+        ]
+    if callable(select):
+        return ["chosen by select(site)" if select(found.site) else "" for found in maps]
+    return _by_name(maps, list(select), "select")
+
+
+def _group_reason(group: str, found: LinearMap, has_blocks: bool) -> str:
+    if group == "auto":
+        return ("in a repeated block" if found.in_block else "") if has_blocks else "no repeated blocks: all"
+    if group == "all":
+        return "select='all'"
+    return f"role {found.site.role}" if found.site.role.startswith(group) else ""
+
+
+def _names(found: LinearMap) -> tuple[str, ...]:
+    return (found.site.fqn, *found.site.aliases)
+
+
+def _by_name(maps: list[LinearMap], wanted: list[str], setting: str) -> list[str]:
+    known = {name for found in maps for name in _names(found)}
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(
+                f"{setting} names {name!r}, which is no linear layer of this model{nearest(name, sorted(known))}; "
+                "noble_fx.sites(model) lists them all, and a plain string is taken as a regex"
+            )
+    return [f"named in {setting}" if set(_names(found)) & set(wanted) else "" for found in maps]
+
+
+def _excluded(maps: list[LinearMap], config: NobleConfig) -> list[str]:
+    exclude = config.exclude
+    if exclude is None:
+        return [""] * len(maps)
+    if not isinstance(exclude, str):
+        return _by_name(maps, list(exclude), "exclude")
+    hits = [f"matches exclude={exclude!r}" if any(re.search(exclude, n) for n in _names(f)) else "" for f in maps]
+    if not any(hits):
+        known = [found.site.fqn for found in maps]
+        raise ConfigError(
+            f"exclude={exclude!r} matches no linear layer{nearest(exclude, known)}; drop it or correct it"
+        )
+    return hits
+
+
+def _check_pattern(maps: list[LinearMap], config: NobleConfig) -> None:
+    for pattern in config.rank_pattern or {}:
+        if not any(re.search(pattern, name) for found in maps for name in _names(found)):
+            known = [found.site.fqn for found in maps]
+            raise ConfigError(f"rank_pattern {pattern!r} matches no linear layer{nearest(pattern, known)}")

@@ -1,0 +1,118 @@
+"""Optimizer groups with the learning-rate multipliers of the preset.
+
+The multipliers are derived from modules and names each time they are asked for, never stored on parameters, where
+deepcopy, `to_empty` and sharding would lose them. They were derived for Adam-family optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from noble_fx.branch import NobleBranch
+from noble_fx.errors import ConfigError
+from noble_fx.roles import is_head_name
+from noble_fx.transform import named_branches
+
+Group = dict[str, Any]
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    base: Iterable[Any] | None = None,
+    muon: bool = False,
+) -> list[Group]:
+    """Groups for `torch.optim`: the base parameters as usual, each kind of branch parameter with its own lr and decay.
+
+    `base`: your own groups (or parameters) for the base model, taken as they are; by default matrices decay and
+    vectors do not. `muon=True` adds the key "use_muon" to every group: True for the base model's hidden matrices only,
+    because the multipliers diverge on Muon's normalised updates. Frozen parameters are left out.
+    Raises `ConfigError` when `base` holds a branch parameter, or nothing is left to train.
+    """
+    branches = named_branches(model)
+    branch_groups: dict[tuple[str, float, float], Group] = {}
+    seen: set[int] = set()
+    for branch in branches.values():
+        for role, parameter in branch_parameters(branch):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            multiplier = lr_multiplier(branch, role)
+            decay = 0.0 if role in ("frequency", "phase") and not branch.config.recipe.decay_frequency else weight_decay
+            name = f"noble.{role} ×{multiplier:.4g}"
+            group = {"name": name, "params": [], "lr": lr * multiplier, "weight_decay": decay}
+            branch_groups.setdefault((name, multiplier, decay), group)["params"].append(parameter)
+    own = _default_base(model, branches, lr, weight_decay, muon) if base is None else _given_base(base, seen, lr)
+    groups = [*own, *branch_groups.values()]
+    if not groups:
+        raise ConfigError("the model has no parameter that requires gradients, so there is nothing to train")
+    return [{**group, "use_muon": group.get("use_muon", False)} for group in groups] if muon else groups
+
+
+def branch_parameters(branch: NobleBranch) -> Iterator[tuple[str, nn.Parameter]]:
+    """(role, parameter): down, down_bias, up, and of σ mixer, frequency, phase, scale, shift or other."""
+    for name, parameter in branch.named_parameters(recurse=False):
+        yield name, parameter
+    for module in branch.act.modules():
+        roles = getattr(type(module), "roles", {"weight": "mixer"} if isinstance(module, nn.Linear) else {})
+        for name, parameter in module.named_parameters(recurse=False):
+            yield roles.get(name, "other"), parameter
+
+
+def lr_multiplier(branch: NobleBranch, role: str) -> float:
+    """How much faster than the base this parameter learns: `(min(K, N) / r) ** exponent`, a constant, or 1."""
+    preset, ratio = branch.config.recipe, min(branch.in_features, branch.out_features) / branch.rank
+    return {
+        "up": ratio**preset.lr_up_exponent,
+        "mixer": ratio**preset.lr_mixer_exponent,
+        "frequency": preset.lr_frequency,
+        "phase": preset.lr_phase,
+        "scale": preset.lr_scale,
+        "shift": preset.lr_shift,
+    }.get(role, 1.0)
+
+
+def _default_base(
+    model: nn.Module, branches: dict[str, NobleBranch], lr: float, weight_decay: float, muon: bool
+) -> list[Group]:
+    taken = {id(p) for branch in branches.values() for p in branch.parameters()}
+    hidden: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    for fqn, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in taken or not parameter.requires_grad:
+                continue
+            taken.add(id(parameter))
+            if parameter.ndim < 2:
+                vectors.append(parameter)
+            elif muon and parameter.ndim == 2 and isinstance(module, nn.Linear) and not is_head_name(fqn):
+                hidden.append(parameter)
+            else:
+                matrices.append(parameter)
+    groups = [
+        {"name": "base matrices (Muon)", "params": hidden, "lr": lr, "weight_decay": weight_decay, "use_muon": True},
+        {"name": "base matrices", "params": matrices, "lr": lr, "weight_decay": weight_decay},
+        {"name": "base vectors", "params": vectors, "lr": lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _given_base(base: Iterable[Any], branch_ids: set[int], lr: float) -> list[Group]:
+    items = list(base)
+    groups = [dict(item) for item in items if isinstance(item, dict)]
+    loose = [item for item in items if not isinstance(item, dict)]
+    if loose:
+        groups.append({"name": "base", "params": loose, "lr": lr})
+    for group in groups:
+        group["params"] = [group["params"]] if isinstance(group["params"], nn.Parameter) else list(group["params"])
+        if any(id(p) in branch_ids for p in group["params"]):
+            raise ConfigError(
+                "base holds parameters of branches, which would then be optimised twice; build it from the parameters "
+                "whose name does not contain '.noble.'"
+            )
+    return groups
