@@ -79,7 +79,8 @@ def make_plan(model: nn.Module, config: NobleConfig) -> Plan:
         )
     if config.capture == "export":
         raise CaptureError("capture='export' is not part of this version; use 'fx', 'modules' or 'auto'")
-    activations.build_activation(config.act, 4, config.recipe)  # an unknown or ill-shaped σ is refused first
+    with torch.device("meta"):
+        activations.build_activation(config.act, 4, config.recipe)  # an unknown or ill-shaped σ is refused first
     graph, declined = _try_trace(model)
     sites = choose(model, find_maps(model, dataflow.roles_from_graph(model, graph) if graph else None), config)
     if graph is not None and not declined:
