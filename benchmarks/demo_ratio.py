@@ -3,10 +3,9 @@
     python benchmarks/demo_ratio.py                      # about 40 minutes on two cores
     python benchmarks/demo_ratio.py --resume             # keeps the runs already in the results file
 
-1. The plain model's learning-rate grid, seed 0: its best learning rate.
-2. At that learning rate plain and NOBLE, several seeds: the ratio of steps, plain over NOBLE, to plain's final loss.
+1. A learning-rate grid for each model, seed 0: its best learning rate, and the ratio of steps at each one.
+2. Each model at its own best learning rate, several seeds: the ratio of steps, plain over NOBLE, to plain's final loss.
    Where NOBLE never reaches it, the ratio is below 1: plain's step at NOBLE's final loss over all steps.
-3. NOBLE's own grid, seed 0. Where its best learning rate differs, the ratio of best against best, several seeds.
 
 A grid's best is by final validation loss at seed 0, so seed 0 counts slightly in favour of the winner, on both sides.
 """
@@ -88,20 +87,9 @@ class Bench:
         """The learning rate of the grid with the lowest final validation loss at seed 0."""
         return min(self.arguments.lrs, key=lambda lr: self.runs[kind, lr, 0]["final"])
 
-    def comparison(self, plain_lr: float, noble_lr: float) -> Record:
+    def comparison(self, plain_lr: float, noble_lr: float, seeds: int) -> Record:
         """Per seed: final losses, and steps of plain over steps of NOBLE to the same loss; mean and deviation."""
-        data, steps = load_example("train_bytes"), self.arguments.steps
-        rows = []
-        for seed in range(self.arguments.seeds):
-            plain, noble = self.runs["plain", plain_lr, seed], self.runs["noble", noble_lr, seed]
-            reached = data.steps_to_reach(data.Curve(**noble["curve"]), plain["final"])
-            if reached is not None:
-                ratio = steps / reached
-            else:  # NOBLE lost: the plain model's step at NOBLE's final loss, a ratio below 1
-                ratio = data.steps_to_reach(data.Curve(**plain["curve"]), noble["final"]) / steps
-            rows.append(
-                {"seed": seed, "plain": plain["final"], "noble": noble["final"], "reached": reached, "ratio": ratio}
-            )
+        rows = [self._ratio(plain_lr, noble_lr, seed) for seed in range(seeds)]
         ratios = [row["ratio"] for row in rows]
         return {
             "plain_lr": plain_lr,
@@ -110,6 +98,16 @@ class Bench:
             "ratio_mean": statistics.fmean(ratios),
             "ratio_std": statistics.stdev(ratios) if len(ratios) > 1 else None,
         }
+
+    def _ratio(self, plain_lr: float, noble_lr: float, seed: int) -> Record:
+        data, steps = load_example("train_bytes"), self.arguments.steps
+        plain, noble = self.runs["plain", plain_lr, seed], self.runs["noble", noble_lr, seed]
+        reached = data.steps_to_reach(data.Curve(**noble["curve"]), plain["final"])
+        if reached is not None:
+            ratio = steps / reached
+        else:  # NOBLE lost: the plain model's step at NOBLE's final loss, a ratio below 1
+            ratio = data.steps_to_reach(data.Curve(**plain["curve"]), noble["final"]) / steps
+        return {"seed": seed, "plain": plain["final"], "noble": noble["final"], "reached": reached, "ratio": ratio}
 
     def write(self, summary: Record) -> None:
         """Settings, summary and every curve, as JSON."""
@@ -132,40 +130,36 @@ def main() -> None:
     bench = Bench(parser.parse_args())
     arguments, seeds = bench.arguments, range(bench.arguments.seeds)
 
-    bench.run([("plain", lr, 0) for lr in arguments.lrs])
-    plain_lr = bench.best_lr("plain")
-    bench.run([(kind, plain_lr, seed) for seed in seeds for kind in ("plain", "noble")])
-    bench.run([("noble", lr, 0) for lr in arguments.lrs])
-    noble_lr = bench.best_lr("noble")
-    bench.run([("noble", noble_lr, seed) for seed in seeds])
+    bench.run([(kind, lr, 0) for kind in KINDS for lr in sorted(arguments.lrs)])
+    best = {kind: bench.best_lr(kind) for kind in KINDS}
+    bench.run([(kind, best[kind], seed) for kind in KINDS for seed in seeds])
     summary = {
-        "grid": {kind: {f"{lr:g}": bench.runs[kind, lr, 0]["final"] for lr in arguments.lrs} for kind in KINDS},
-        "same_lr": bench.comparison(plain_lr, plain_lr),
-        "best_vs_best": bench.comparison(plain_lr, noble_lr),
+        "same_lr": [bench.comparison(lr, lr, seeds=1) for lr in arguments.lrs],
+        "best_vs_best": bench.comparison(best["plain"], best["noble"], arguments.seeds),
     }
     bench.write(summary)
     show(summary)
 
 
 def show(summary: Record) -> None:
-    """Print the grid and both comparisons."""
-    grid = Table("learning rate", *summary["grid"]["plain"], title="Final validation loss [nats/byte], seed 0")
-    for kind in KINDS:
-        grid.add_row(kind, *(f"{loss:.4f}" for loss in summary["grid"][kind].values()))
-    console = Console()
+    """Print the grid at seed 0, and each model at its best over the seeds."""
+    console, best = Console(), summary["best_vs_best"]
+    grid = Table("learning rate of both", "plain's final loss", "NOBLE's", "reached at step", "ratio", title="Seed 0")
+    for part in summary["same_lr"]:
+        grid.add_row(f"{part['plain_lr']:g}", *_cells(part["seeds"][0]))
     console.print(grid)
-    for name, title in (("same_lr", "At plain's best learning rate"), ("best_vs_best", "Best against best")):
-        part = summary[name]
-        title = f"{title}: plain {part['plain_lr']:g}, NOBLE {part['noble_lr']:g}"
-        table = Table("seed", "plain's final loss", "NOBLE's", "NOBLE reaches plain's at step", "ratio", title=title)
-        for row in part["seeds"]:
-            reached = "never" if row["reached"] is None else f"{row['reached']:.0f}"
-            table.add_row(
-                str(row["seed"]), f"{row['plain']:.4f}", f"{row['noble']:.4f}", reached, f"{row['ratio']:.2f}"
-            )
-        console.print(table)
-        spread = "" if part["ratio_std"] is None else f" ± {part['ratio_std']:.2f} (standard deviation over seeds)"
-        console.print(f"ratio of steps {part['ratio_mean']:.2f}{spread}\n")
+    title = f"Best against best: plain at {best['plain_lr']:g}, NOBLE at {best['noble_lr']:g}"
+    table = Table("seed", "plain's final loss", "NOBLE's", "reached at step", "ratio", title=title)
+    for row in best["seeds"]:
+        table.add_row(str(row["seed"]), *_cells(row))
+    console.print(table)
+    spread = "" if best["ratio_std"] is None else f" ± {best['ratio_std']:.2f} (standard deviation over seeds)"
+    console.print(f"ratio of steps {best['ratio_mean']:.2f}{spread}")
+
+
+def _cells(row: Record) -> tuple[str, str, str, str]:
+    reached = "never" if row["reached"] is None else f"{row['reached']:.0f}"
+    return f"{row['plain']:.4f}", f"{row['noble']:.4f}", reached, f"{row['ratio']:.2f}"
 
 
 if __name__ == "__main__":

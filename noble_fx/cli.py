@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="train a byte-level GPT plain and with NOBLE, export it, run it")
     demo.add_argument("--steps", type=int, help="optimizer steps of each training")
-    demo.add_argument("--lr", type=float, help="peak learning rate of both trainings")
+    demo.add_argument("--lr", type=float, help="peak learning rate of both trainings (default: each model's own best)")
     demo.add_argument("--rank", type=int, help="rank of the branches")
     demo.add_argument("--seed", type=int, help="seed of weights and batches")
     demo.add_argument("--out", type=Path, dest="folder", metavar="FOLDER", help="where to write (default: demo/)")

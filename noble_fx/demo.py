@@ -13,10 +13,8 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,9 +31,12 @@ from torch import Tensor, nn
 
 import noble_fx
 from noble_fx.errors import NobleError
+from noble_fx.files import staged
 
 DEFAULT_STEPS = 1000
-DEFAULT_LR = 8e-3  # the best of 1e-3, 2e-3, 4e-3, 8e-3 for the plain model, by benchmarks/demo_ratio.py
+# Each model's best of 1e-3, 2e-3, 4e-3, 8e-3 at DEFAULT_STEPS (benchmarks/demo_ratio.py). NOBLE's lies lower, since its
+# multipliers let the branches learn up to five times faster than the base.
+DEFAULT_LR, DEFAULT_NOBLE_LR = 8e-3, 4e-3
 ONNX_TOLERANCE = 1e-4  # largest difference of logits between ONNX Runtime and the live model
 PROMPT = "def __init__(self"
 _MADE_BY = "noble-fx demo"
@@ -85,7 +86,7 @@ class DemoResult:
 def run_demo(
     folder: Path | str = Path("demo"),
     steps: int = DEFAULT_STEPS,
-    lr: float = DEFAULT_LR,
+    lr: float | None = None,
     rank: int = 16,
     seed: int = 0,
     batch: int = 16,
@@ -97,9 +98,11 @@ def run_demo(
 ) -> DemoResult:
     """Train both models, print the comparison, write `folder`, and check what was written by loading it again.
 
+    `lr` is the peak learning rate of both; by default each model has its own best one.
     Raises `NobleError` when the extras are missing, when `folder` holds files of somebody else, when the loaded
     checkpoint is not bit for bit the live model, or when ONNX Runtime's logits differ by more than 1e-4.
     """
+    lr, noble_lr = (DEFAULT_LR, DEFAULT_NOBLE_LR) if lr is None else (lr, lr)
     settings = {name: value for name, value in locals().items() if name not in ("folder", "console")}
     console, folder = console or Console(), Path(folder).resolve()
     if steps < 1:
@@ -122,23 +125,26 @@ def run_demo(
             torch.manual_seed(seed)
             return gpt.ByteGPT(width=width, layers=layers, heads=heads, context=context)
 
-    def fit(name: str, model: nn.Module) -> Run:
+    def fit(name: str, model: nn.Module, lr: float) -> Run:
         groups = noble_fx.param_groups(model, lr=lr, weight_decay=0.1)
         with _progress(console, name, steps) as on_step:
             curve = data.train(model, groups, text, steps, batch, context, seed, on_step=on_step)
         return Run(sum(p.numel() for p in model.parameters()), **asdict(curve))
 
-    plain = fit("plain", build())
+    plain = fit("plain", build(), lr)
     model = noble_fx.transform(build(), rank=rank, act="cosnet", seed=seed)
-    noble = fit("NOBLE", model)
+    noble = fit("NOBLE", model, noble_lr)
     reached = data.steps_to_reach(noble, plain.final)
-    console.print(_table(plain, noble, reached))
+    console.print(_table(plain, noble, reached, settings))
     sample = data.sample(model, PROMPT, length=200, context=context, seed=seed)
     console.print(f"NOBLE continues {PROMPT!r}:", style="bold")
     console.print(sample, markup=False, highlight=False, style="dim")
 
     windows = [inputs for inputs, _ in data.validation_batches(text.validation, context, batch, count=1)]
-    with _replacing(folder) as new:
+    _check_replaceable(folder)  # again: minutes have passed
+    with staged(folder, NobleError, overwrite=True) as work:
+        new = work / folder.name
+        new.mkdir()
         noble_fx.save(model, new / "checkpoint")
         noble_fx.export_onnx(model.eval(), (windows[0],), path=new / "model.onnx")
         (new / "explain.txt").write_text(str(noble_fx.explain(model)) + "\n", encoding="utf-8")
@@ -227,26 +233,6 @@ def _files(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir() or p.is_symlink())
 
 
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, beside `folder`; takes its place when the block succeeds, vanishes when it fails."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    new.mkdir()
-    try:
-        yield new
-        _check_replaceable(folder)  # again: minutes have passed
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
 def _write_result(result: DemoResult, folder: Path) -> None:
     values = result.to_dict()
     values["files"] = sorted([*_files(folder), "result.json"])
@@ -286,12 +272,13 @@ def _progress(console: Console, name: str, steps: int) -> Iterator[Any]:
         yield lambda step, loss: progress.update(task, completed=step, loss=loss)
 
 
-def _table(plain: Run, noble: Run, reached: float | None) -> Table:
+def _table(plain: Run, noble: Run, reached: float | None, settings: dict[str, Any]) -> Table:
     steps, more = plain.steps[-1], noble.parameters / plain.parameters - 1
     slower = noble.seconds_per_step / plain.seconds_per_step - 1
     table = Table("", "plain", "NOBLE", "", title=f"{steps} steps each, same base weights, same batches")
     for column in table.columns[1:3]:
         column.justify = "right"
+    table.add_row("peak learning rate", f"{settings['lr']:g}", f"{settings['noble_lr']:g}", "")
     table.add_row("parameters", f"{plain.parameters:,}", f"{noble.parameters:,}", f"{more:+.1%}")
     difference = f"{noble.final - plain.final:+.4f}"
     table.add_row("final validation loss, nats/byte", f"{plain.final:.4f}", f"{noble.final:.4f}", difference)
@@ -330,7 +317,9 @@ def _draw(result: DemoResult, path: Path) -> None:
     shown = [loss for run in (plain, noble) for loss in run.validation[len(run.validation) // 8 :]]
     margin = 0.05 * (max(shown) - min(shown)) or 0.01
     axes.set_ylim(min(shown) - margin, max(shown) + margin)
-    axes.set_title(f"ByteGPT {s['layers']}×{s['width']}, rank {s['rank']}, lr {s['lr']:g}, seed {s['seed']}")
+    axes.set_title(
+        f"ByteGPT {s['layers']}×{s['width']}, rank {s['rank']}, lr {s['lr']:g} and {s['noble_lr']:g}, seed {s['seed']}"
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

@@ -14,6 +14,7 @@ from torch import nn
 import noble_fx
 from noble_fx import demo
 from noble_fx.errors import NobleError
+from noble_fx.files import staged
 
 FILES = ["loss.png", "result.json"]
 gpt, data = demo.load_example("byte_gpt"), demo.load_example("train_bytes")
@@ -161,7 +162,9 @@ def test_the_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
 
     def write(text: str, fail: bool = False) -> None:
-        with demo._replacing(folder) as new:
+        with staged(folder, NobleError, overwrite=True) as work:
+            new = work / folder.name
+            new.mkdir()
             (new / "loss.png").write_text(text)
             (new / "result.json").write_text(demo.as_json({"made_by": "noble-fx demo", "files": FILES}))
             if fail:
@@ -200,5 +203,7 @@ def test_never_reaching_is_said(tmp_path: Path) -> None:
     out = io.StringIO()
     plain = demo.Run(100, [5, 10], [3.0, 2.0], [3.0, 2.0], 0.1)
     noble = demo.Run(110, [5, 10], [3.0, 2.5], [3.0, 2.5], 0.2)
-    Console(file=out, width=120).print(demo._table(plain, noble, data.steps_to_reach(noble, plain.final)))
+    Console(file=out, width=120).print(
+        demo._table(plain, noble, data.steps_to_reach(noble, plain.final), {"lr": 8e-3, "noble_lr": 4e-3})
+    )
     assert "not reached in 10 steps" in out.getvalue()
