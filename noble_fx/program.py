@@ -60,7 +60,7 @@ class Program:
     graph_module: fx.GraphModule
     sites: tuple[Site, ...]
     history: tuple[Step, ...]
-    mode: str = ""  # "train" or "eval" where a model has a graph for each; empty where one serves both
+    mode: str = ""  # "train" or "eval" where each has a graph, "compiled" for one of Dynamo's, else empty
 
     def __str__(self) -> str:
         return str(self.graph_module.graph)

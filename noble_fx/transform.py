@@ -27,6 +27,7 @@ from noble_fx.exported_model import Call, ExportedModel, Graphs
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.program import Program, Site, Step
+from noble_fx.runtime import dynamo_backend
 from noble_fx.runtime import operator as _operator  # noqa: F401 - registers noble_fx::linear
 from noble_fx.select import LinearMap, choose, find_maps
 
@@ -90,12 +91,18 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: tuple[Any, Any, A
     if config.capture == "export":
         return _exported_plan(model, config, examples, "")
     graph, declined = _try_trace(model)
-    sites = choose(model, find_maps(model, dataflow.roles_from_graph(model, graph) if graph else None), config)
+    given = config.capture == "auto" and (examples[0] is not None or examples[1] is not None)
+    try:
+        sites = choose(model, find_maps(model, dataflow.roles_from_graph(model, graph) if graph else None), config)
+    except ConfigError as error:
+        if given:  # an export sees products that no layer of the model stands for
+            return _exported_plan(model, config, examples, str(error))
+        raise
     if graph is not None and not declined:
         declined = unreachable(graph, model, [site.fqn for site in sites if site.selected])
     if config.capture == "fx" and declined:
         raise CaptureError(f"capture='fx' declines this model: {declined}; use capture='modules' or 'auto'")
-    if config.capture == "auto" and declined and (examples[0] is not None or examples[1] is not None):
+    if given and declined:
         try:
             return _exported_plan(model, config, examples, declined)
         except CaptureError as error:
@@ -121,6 +128,7 @@ def _try_trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
 
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Build all branches, then put them in; on any failure the layers are put back."""
+    dynamo_backend.register()
     branches = {site.fqn: _build_branches(model, site, plan) for site in plan.selected}
     try:
         for site in plan.selected:
@@ -288,7 +296,20 @@ def programs(model: nn.Module) -> tuple[Program, ...]:
         elif isinstance(module, ExportedModel):
             found, history = sites(module), module.noble_graphs.history
             out += [Program(graph, found, history.get(mode, ()), mode) for mode, graph in module.noble_modules.items()]
-    return tuple(out)
+    return tuple(out + _compiled_programs(model))
+
+
+def _compiled_programs(model: nn.Module) -> list[Program]:
+    """The graphs that `torch.compile(backend="noble_fx")` made of the model so far."""
+    branches = [branch for branch in named_branches(model).values() if isinstance(branch.down, torch.Tensor)]
+    names = {id(branch.down): branch for branch in branches}
+    found = sites(model) if branches else ()
+    paths = {id(_module_at(model, path)): site for site in found for path in branch_paths(site)}
+    out = []
+    for graph in dynamo_backend.compiled_graphs([branch.down for branch in branches]):
+        own = dict.fromkeys(paths[id(names[down])] for down in graph.downs if id(names.get(down)) in paths)
+        out.append(Program(graph.graph_module, tuple(own), graph.history, "compiled"))
+    return out
 
 
 @contextmanager

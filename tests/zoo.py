@@ -1,18 +1,19 @@
 """Real architectures from tiny random configurations, and what is expected of each.
 
-    python -m tests.zoo        writes docs/zoo.md
+python -m tests.zoo        writes docs/zoo.md
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import noble_fx
 
 VOCABULARY = 64
 
@@ -25,9 +26,13 @@ class Entry:
     build: Callable[[], nn.Module]
     inputs: Callable[[], dict[str, Any]]
     expected: Mapping[str, int]  # capture -> sites with select="all"
-    declined: Mapping[str, int] = field(default_factory=dict)  # capture -> sites listed with a reason
-    settings: Mapping[str, Any] = field(default_factory=dict)
     refuses: str = ""  # part of the CaptureError where the export capture cannot hold the model
+
+
+def transform_entry(entry: Entry, capture: str, model: nn.Module) -> nn.Module:
+    """The model with branches of rank 2 at every site."""
+    examples = None if capture in ("fx", "modules") else entry.inputs()
+    return noble_fx.transform(model, rank=2, capture=capture, select="all", seed=0, example_kwargs=examples)
 
 
 def ids(length: int = 6) -> Tensor:
@@ -48,15 +53,16 @@ def pixels(size: int = 32) -> dict[str, Any]:
 def _hf(model: str, config: str, **settings: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         transformers = __import__("transformers", fromlist=[model])
-        return getattr(transformers, model)(getattr(transformers, config)(**settings))
+        return getattr(transformers, model)(getattr(transformers, config)(use_cache=False, **settings))
 
     return build
 
 
 _LM: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-    "vocab_size": VOCABULARY, "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
+    "vocab_size": VOCABULARY, "max_position_embeddings": 32, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
+_ENC = {name: value for name, value in _LM.items() if name != "num_key_value_heads"}
 
 
 def _clip() -> nn.Module:
@@ -142,14 +148,14 @@ class Functional(nn.Module):
         super().__init__()
         self.qkv = nn.Parameter(torch.randn(48, 16) * 0.2)
         self.proj = nn.Parameter(torch.randn(16, 16) * 0.2)
-        self.heads = nn.Parameter(torch.randn(16, 4, 6) * 0.2)
+        self.mixed = nn.Parameter(torch.randn(16, 4, 6) * 0.2)
         self.up = nn.Parameter(torch.randn(3, 16, 20) * 0.2)
         self.down = nn.Parameter(torch.randn(3, 16, 20) * 0.2)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (F.linear(x, w) for w in self.qkv.chunk(3))
         x = x + F.scaled_dot_product_attention(q, k, v) @ self.proj
-        h = torch.einsum("btc,chd->bthd", x, self.heads).flatten(2)
+        h = torch.einsum("btc,chd->bthd", x, self.mixed).flatten(2)
         rows = x.flatten(0, 1).expand(3, -1, -1)
         y = torch.bmm(torch.relu(torch.bmm(rows, self.up)), self.down.transpose(1, 2)).sum(0).view_as(x)
         return torch.cat([x + y, h], dim=-1)
@@ -170,8 +176,8 @@ ZOO = [
     Entry("Gemma", _hf("GemmaForCausalLM", "GemmaConfig", **_LM, head_dim=16), tokens, {"modules": 14, "export": 14}),
     Entry("Mixtral", _hf("MixtralForCausalLM", "MixtralConfig", **_LM, num_local_experts=3), tokens,
           {"modules": 8, "export": 12}),
-    Entry("BERT", _hf("BertForMaskedLM", "BertConfig", **_LM), tokens, {"modules": 12, "export": 12}),
-    Entry("ModernBERT", _hf("ModernBertForMaskedLM", "ModernBertConfig", **_LM, cls_token_id=2, sep_token_id=3,
+    Entry("BERT", _hf("BertForMaskedLM", "BertConfig", **_ENC), tokens, {"modules": 12, "export": 12}),
+    Entry("ModernBERT", _hf("ModernBertForMaskedLM", "ModernBertConfig", **_ENC, cls_token_id=2, sep_token_id=3,
                             attn_implementation="sdpa"), tokens, {"modules": 8, "export": 8}),
     Entry("T5", _hf("T5ForConditionalGeneration", "T5Config", d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2,
                     vocab_size=VOCABULARY, pad_token_id=0, decoder_start_token_id=0, eos_token_id=1),

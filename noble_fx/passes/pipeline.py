@@ -7,6 +7,8 @@ train     layer(x)                      expose_linear
        -> linear(x, w, b) + noble(x)    fuse_branch
        -> noble_fx::linear(x, w, …)
 
+compiled  Dynamo's graphs, where a fused site is one noble_fx::linear already
+
 base      noble_fx::linear(x, w, …)     drop_branch
        -> linear(x, w, b)
 """
@@ -33,5 +35,6 @@ PIPELINES: dict[str, tuple[Rule, ...]] = {
         insert_einsum_branch,
         fuse_branch,
     ),
+    "compiled": (),
     "base": (drop_branch,),
 }
