@@ -60,9 +60,12 @@ def _hf(model: str, config: str, **settings: Any) -> Callable[[], nn.Module]:
 
 _LM: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
-    "vocab_size": VOCABULARY, "max_position_embeddings": 32, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
+    "vocab_size": VOCABULARY, "max_position_embeddings": 32,
+    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
+_ONE = {**_LM, "num_hidden_layers": 1}
 _ENC = {name: value for name, value in _LM.items() if name != "num_key_value_heads"}
+_ENC_ONE = {**_ENC, "num_hidden_layers": 1}
 
 
 def _clip() -> nn.Module:
@@ -172,19 +175,20 @@ ZOO = [
     Entry("GPT-2", _hf("GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=2, n_head=2, vocab_size=VOCABULARY,
                        n_positions=32, bos_token_id=0, eos_token_id=1), tokens, {"modules": 8, "export": 8}),
     Entry("Llama", _hf("LlamaForCausalLM", "LlamaConfig", **_LM), tokens, {"modules": 14, "export": 14}),
-    Entry("Qwen3", _hf("Qwen3ForCausalLM", "Qwen3Config", **_LM, head_dim=16), tokens, {"modules": 14, "export": 14}),
-    Entry("Gemma", _hf("GemmaForCausalLM", "GemmaConfig", **_LM, head_dim=16), tokens, {"modules": 14, "export": 14}),
-    Entry("Mixtral", _hf("MixtralForCausalLM", "MixtralConfig", **_LM, num_local_experts=3), tokens,
-          {"modules": 8, "export": 12}),
+    Entry("Qwen3", _hf("Qwen3ForCausalLM", "Qwen3Config", **_ONE, head_dim=16), tokens, {"modules": 7, "export": 7}),
+    Entry("Gemma", _hf("GemmaForCausalLM", "GemmaConfig", **_ONE, head_dim=16), tokens, {"modules": 7, "export": 7}),
+    Entry("Mixtral", _hf("MixtralForCausalLM", "MixtralConfig", **_ONE, num_local_experts=3,
+                          num_experts_per_tok=3), tokens,
+          {"modules": 4, "export": 6}),
     Entry("BERT", _hf("BertForMaskedLM", "BertConfig", **_ENC), tokens, {"modules": 12, "export": 12}),
-    Entry("ModernBERT", _hf("ModernBertForMaskedLM", "ModernBertConfig", **_ENC, cls_token_id=2, sep_token_id=3,
-                            attn_implementation="sdpa"), tokens, {"modules": 8, "export": 8}),
+    Entry("ModernBERT", _hf("ModernBertForMaskedLM", "ModernBertConfig", **_ENC_ONE, cls_token_id=2, sep_token_id=3,
+                            attn_implementation="sdpa"), tokens, {"modules": 4, "export": 4}),
     Entry("T5", _hf("T5ForConditionalGeneration", "T5Config", d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2,
                     vocab_size=VOCABULARY, pad_token_id=0, decoder_start_token_id=0, eos_token_id=1),
           lambda: {"input_ids": ids(), "decoder_input_ids": ids(5)}, {"modules": 16, "export": 16}),
-    Entry("ViT", _hf("ViTForImageClassification", "ViTConfig", hidden_size=32, num_hidden_layers=2,
+    Entry("ViT", _hf("ViTForImageClassification", "ViTConfig", hidden_size=32, num_hidden_layers=1,
                      num_attention_heads=2, intermediate_size=48, image_size=32, patch_size=16), pixels,
-          {"modules": 12, "export": 12}),
+          {"modules": 6, "export": 6}),
     Entry("Swin", _hf("SwinForImageClassification", "SwinConfig", image_size=32, patch_size=4, embed_dim=16,
                       depths=[1, 1], num_heads=[2, 2], window_size=4), pixels, {"modules": 13, "export": 13}),
     Entry("CLIP", _clip, lambda: {**tokens(), **pixels()}, {"modules": 14, "export": 14}),
@@ -195,9 +199,9 @@ ZOO = [
                          decoder_start_token_id=2),
           lambda: {"input_features": features(8, 16)["x"], "decoder_input_ids": ids()},
           {"modules": 16, "export": 16}),
-    Entry("Mamba", _hf("MambaForCausalLM", "MambaConfig", hidden_size=32, num_hidden_layers=2, vocab_size=VOCABULARY,
+    Entry("Mamba", _hf("MambaForCausalLM", "MambaConfig", hidden_size=32, num_hidden_layers=1, vocab_size=VOCABULARY,
                        state_size=4, pad_token_id=0, bos_token_id=0, eos_token_id=1), tokens,
-          {"modules": 6, "export": 6}),
+          {"modules": 3, "export": 3}),
     Entry("nn.Transformer", lambda: nn.Transformer(num_encoder_layers=1, num_decoder_layers=1, **_ENCODER),
           lambda: {**features(6, 32, "src"), **features(5, 32, "tgt")}, {"modules": 10, "export": 10}),
     Entry("nn.TransformerEncoder", lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(**_ENCODER), 2),
