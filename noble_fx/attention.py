@@ -58,7 +58,7 @@ class NobleMultiheadAttention(Augmented, nn.MultiheadAttention):
             query, key, value = (t.unsqueeze(0) for t in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         q, k, v = self._split_heads(query, key, value)
-        hint = is_causal and key_padding_mask is None and not need_weights and k.shape[-2] == key.shape[1]
+        hint = is_causal and key_padding_mask is None and not need_weights
         mask = None if hint else _mask(q, k, attn_mask, key_padding_mask)
         dropout = self.dropout if self.training else 0.0
         if need_weights:
