@@ -150,6 +150,7 @@ def _trace_once(model: nn.Module) -> fx.Graph:
     if found:
         raise Declined(found[0])
     for node in graph.nodes:
+        node.type = None  # annotations, which may be strings that a pickled graph cannot resolve
         if node.op == "get_attr" and node.target.startswith("_tensor_constant"):
             raise Declined("it makes a tensor outside the graph, which would be frozen into it")
     return graph

@@ -33,5 +33,5 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     # A fragment ("q_prj") should still find full paths ("layers.0.q_proj"): compare last components too.
     by_tail = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
     tails = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_tail, n=count, cutoff=0.5)
-    found = list(dict.fromkeys([*close, *(by_tail[t] for t in tails)]))[:count]
+    found = list(dict.fromkeys([*(by_tail[t] for t in tails), *close]))[:count]
     return "; nearest: " + ", ".join(map(repr, found)) if found else ""

@@ -76,7 +76,8 @@ def obstacle(layer: nn.Module) -> str:
         name = f"{type(layer).__module__}.{type(layer).__qualname__}"
         if isinstance(getattr(layer, "weight", None), UninitializedParameter):
             return f"{name} is lazy and has no shape yet; run one batch through the model first"
-        return f"{name} is a subclass, which may have a forward of its own"
+        base = "nn.Linear" if isinstance(layer, nn.Linear) else "its torch class"
+        return f"{name} is a subclass of {base}, which may have a forward of its own"
     if "forward" in vars(layer):
         return "its forward was replaced on the instance (an accelerate hook?); transform before that"
     if not isinstance(layer, Augmented) and hasattr(layer, "noble"):

@@ -151,7 +151,7 @@ def _bare_parameter(model: nn.Module, fqn: str, use: Weight | None, blocks: set[
             why = f"{type(module).__qualname__} is a subclass of nn.MultiheadAttention, with a forward of its own"
     elif use is None:
         kind, ins, outs = f"stacked parameter [{parameter.shape[0]}, a, b]", outs, ins
-        why = "a bare parameter, read by its owner's forward; capture='export' reaches it"
+        why = "a bare parameter: there is no layer to carry a branch in this capture; capture='export' reaches it"
     if use is not None:
         kind, layout, experts = kind or use.kind, use.layout, use.experts
         ins, outs = (use.in_features, use.out_features) if use.layout else (ins, outs)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,12 +15,12 @@ import torch
 from torch import fx, nn
 
 from noble_fx import activations, dataflow
-from noble_fx.attach import attach, branch_paths, carriers, detach, named_branches, site_name
+from noble_fx.attach import attach, branch_paths, carriers, detach, named_branches
 from noble_fx.branch import Augmented, NobleBranch
 from noble_fx.capture import CapturedModel, Declined, check_model, trace, unreachable
 from noble_fx.capture_export import export
-from noble_fx.codegen.trace_activation import why_untraceable
 from noble_fx.config import NobleConfig
+from noble_fx.draw import build_branches, draw_base, drawing
 from noble_fx.errors import CaptureError, ConfigError
 from noble_fx.exported_model import Call, ExportedModel, Graphs
 from noble_fx.passes.pipeline import PIPELINES
@@ -87,7 +86,8 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: tuple[Any, Any, A
             f"the model already carries branches (first: {carried!r}); take them out with noble_fx.remove(model), "
             "or transform a fresh model"
         )
-    activations.build_activation(config.act, 4, config.recipe)  # an unknown or ill-shaped σ is refused first
+    with torch.device("meta"):
+        activations.build_activation(config.act, 4, config.recipe)  # an unknown or ill-shaped σ is refused first
     if config.capture == "export":
         return _exported_plan(model, config, examples, "")
     graph, declined = _try_trace(model)
@@ -99,7 +99,7 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: tuple[Any, Any, A
             return _exported_plan(model, config, examples, str(error))
         raise
     if graph is not None and not declined:
-        declined = unreachable(graph, model, [site.fqn for site in sites if site.selected])
+        declined = unreachable(graph, model, [_runner(model, site) for site in sites if site.selected])
     if config.capture == "fx" and declined:
         raise CaptureError(f"capture='fx' declines this model: {declined}; use capture='modules' or 'auto'")
     if given and declined:
@@ -119,6 +119,12 @@ def _exported_plan(model: nn.Module, config: NobleConfig, examples: tuple[Any, A
     return Plan(config.replace(capture="export"), sites, None, declined, (graphs, call))
 
 
+def _runner(model: nn.Module, site: Site) -> str:
+    """The module whose call runs the site: the layer itself, or the attention that reads its weight."""
+    owner = site.fqn.rpartition(".")[0]
+    return owner if isinstance(model.get_submodule(owner), nn.MultiheadAttention) else site.fqn
+
+
 def _try_trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
     try:
         return trace(model), ""
@@ -129,7 +135,11 @@ def _try_trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Build all branches, then put them in; on any failure the layers are put back."""
     dynamo_backend.register()
-    branches = {site.fqn: _build_branches(model, site, plan) for site in plan.selected}
+    branches = {
+        site.fqn: build_branches(model, site, plan.config, exported=plan.exported is not None) for site in plan.selected
+    }
+    for branch in (one for several in branches.values() for one in several):
+        branch.declined = plan.declined
     try:
         for site in plan.selected:
             attach(model, site, branches[site.fqn])
@@ -144,7 +154,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         raise
     if plan.config.init_base:
         for site in plan.selected:
-            _draw_base(model, site, plan.config)
+            draw_base(model, site, plan.config)
     return result
 
 
@@ -152,48 +162,6 @@ def _detach_all(model: nn.Module) -> None:
     for module in list(carriers(model)):
         detach(module)
     _keep_from_fast_path(model)
-
-
-@contextmanager
-def _drawing(config: NobleConfig, fqn: str) -> Iterator[None]:
-    """Random state for one layer: with a seed it depends on the layer's name alone, not on order or selection."""
-    if config.seed is None:
-        yield
-        return
-    digest = hashlib.sha256(f"{config.seed}:{fqn}".encode()).digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest[:7], "big"))
-        yield
-
-
-def _build_branches(model: nn.Module, site: Site, plan: Plan) -> list[NobleBranch]:
-    """The branch of a site, or one per expert."""
-    owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
-    weight = model.get_parameter(site.weight) if site.weight else owner.weight
-    assert isinstance(weight, torch.Tensor)
-    unfused = "fuse=False" if not plan.config.fuse else _why_eager(owner, site, plan)
-    branches = []
-    for path in branch_paths(site):
-        # Drawn on the CPU in float32, so that a seed means the same branch on every device and in every dtype.
-        with _drawing(plan.config, site_name(path)), torch.device("meta" if weight.is_meta else "cpu"):
-            branch = NobleBranch(site.in_features, site.out_features, site.rank, plan.config, site.role)
-        branch.reason, branch.declined = site.reason, plan.declined
-        branch.unfused = unfused or why_untraceable(branch.key, site.rank)
-        branch.to(device=weight.device, dtype=weight.dtype)
-        branches.append(branch.train(owner.training))
-    return branches
-
-
-def _why_eager(owner: nn.Module, site: Site, plan: Plan) -> str:
-    if site.experts:
-        return "stacked experts, computed together"
-    if "1x1" in site.kind or "conv" in site.kind:
-        return "a 1x1 convolution, whose channels are not the last dimension"
-    if "einsum" in site.kind:
-        return "an einsum, whose features may be several axes"
-    if site.weight and plan.exported is None:
-        return "a part of nn.MultiheadAttention"
-    return ""
 
 
 def _keep_from_fast_path(model: nn.Module) -> None:
@@ -205,21 +173,6 @@ def _keep_from_fast_path(model: nn.Module) -> None:
             allowed = {nn.functional.relu: 1, nn.ReLU: 1, nn.functional.gelu: 2, nn.GELU: 2}
             kind = module.activation if module.activation in allowed else type(module.activation)
             module.activation_relu_or_gelu = 0 if augmented else allowed.get(kind, 0)
-
-
-def _draw_base(model: nn.Module, site: Site, config: NobleConfig) -> None:
-    owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
-    weight = model.get_parameter(site.weight) if site.weight else owner.weight
-    assert isinstance(weight, torch.Tensor)
-    if weight.is_meta:
-        return
-    name = site.weight or f"{site.fqn}.weight"
-    bias = owner.in_proj_bias if isinstance(owner, nn.MultiheadAttention) else getattr(owner, "bias", None)
-    with torch.no_grad(), _drawing(config, name):
-        drawn = torch.randn(weight.shape) * config.recipe.base_gain * site.in_features**-0.5
-        weight.copy_(drawn)
-        if isinstance(bias, torch.Tensor):
-            bias.zero_()
 
 
 def _captured(model: nn.Module, graph: fx.Graph) -> CapturedModel:
@@ -354,7 +307,7 @@ def remove(model: nn.Module) -> nn.Module:
 def reset_branches(model: nn.Module) -> nn.Module:
     """Draw every branch again as `transform` would, seeds included: what a model needs after meta → `to_empty`."""
     for fqn, branch in named_branches(model).items():
-        with torch.no_grad(), _drawing(branch.config, fqn):
+        with torch.no_grad(), drawing(branch.config, fqn):
             fresh = NobleBranch(branch.in_features, branch.out_features, branch.rank, branch.config, branch.role)
             for name, drawn in fresh.state_dict().items():
                 branch.state_dict()[name].copy_(drawn)

@@ -133,3 +133,20 @@ def test_a_subclass_is_listed_with_its_reason():
     sites = noble_fx.sites(nn.Sequential(Own(16, 2), nn.Linear(16, 16)), rank=2)
     (found,) = (s for s in sites if s.fqn == "0.in_proj_weight")
     assert "subclass of nn.MultiheadAttention" in found.reason
+
+
+def test_fx_calls_the_attention_as_a_whole():
+    class Around(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attn(x, x, x)[0]
+
+    torch.manual_seed(0)
+    plain, x = Around(), torch.randn(2, 5, 16)
+    twin = loud(noble_fx.transform(copy.deepcopy(plain), rank=3, capture="modules", seed=0))
+    made = loud(noble_fx.transform(plain, rank=3, capture="fx", seed=0))
+    torch.testing.assert_close(made(x), twin(x))
+    assert not torch.equal(made(x), silent(twin)(x))

@@ -20,6 +20,7 @@ ROOMS = [
     {"capture_export"},
     {"passes"},
     {"codegen"},
+    {"draw"},
     {"runtime"},
     {"transform"},
     {"training", "checkpoint", "explain", "export"},

@@ -64,7 +64,7 @@ def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
     generator = torch.Generator().manual_seed(0)
 
     def sample(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=dtype) + 0.5
+        return torch.rand(shape, generator=generator, dtype=dtype) + 0.5
 
     tensors = [
         sample(*t.shape) if t.is_floating_point() else torch.ones(t.shape, dtype=t.dtype)
@@ -84,8 +84,10 @@ def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
         return (t, *vjp(dt))
 
     try:
-        _check_rows(forward, h, tensors)
+        with torch.random.fork_rng(devices=[]):  # a random σ shows itself here; it must not move the caller's generator
+            _check_operators(make_fx(forward)(h, *tensors))
         graphs = [_graph(forward, h, *tensors), _graph(backward, h, *tensors, dt)]
+        _check_rows(forward, h, tensors)  # after the graphs have shown that nothing is drawn at random
     except Untraceable:
         raise
     except Exception as error:
@@ -98,7 +100,6 @@ def _tensor_names(act: nn.Module) -> list[str]:
 
 
 def _check_rows(forward: Callable[..., Tensor], h: Tensor, tensors: list[Tensor]) -> None:
-    torch.manual_seed(0)  # this thread shares the global generator; a random σ is refused below, from its graph
     whole = forward(h, *tensors)
     parts = torch.cat([forward(h[:2], *tensors), forward(h[2:], *tensors)])
     boxed = forward(h.view(2, 3, -1), *tensors).view(_ROWS, -1)
@@ -110,6 +111,13 @@ def _check_rows(forward: Callable[..., Tensor], h: Tensor, tensors: list[Tensor]
 def _graph(fn: Callable[..., Any], *args: Tensor) -> fx.GraphModule:
     # Functionalized, because PyTorch's own derivatives fill fresh tensors in place; a change of an input stays visible.
     graph_module = make_fx(torch.func.functionalize(fn, remove="mutations"), tracing_mode="symbolic")(*args)
+    _check_operators(graph_module)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module
+
+
+def _check_operators(graph_module: fx.GraphModule) -> None:
     for node in graph_module.graph.nodes:
         if node.op == "get_attr":
             raise Untraceable("holds a tensor that is neither a parameter nor a buffer")
@@ -118,9 +126,6 @@ def _graph(fn: Callable[..., Any], *args: Tensor) -> fx.GraphModule:
             raise Untraceable(f"draws random numbers ({node.target})")
         if getattr(node.target, "_schema", None) is not None and node.target._schema.is_mutable:
             raise Untraceable(f"changes a tensor in place ({node.target})")
-    graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
-    return graph_module
 
 
 def eager(key: str, tensors: list[Tensor], h: Tensor) -> Tensor:

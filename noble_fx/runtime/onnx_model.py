@@ -77,12 +77,13 @@ class OnnxModel:
         missing = [name for name in names if name not in given]
         if missing:
             raise ExportError(f"input {missing[0]!r} is missing; the inputs are {', '.join(names)}")
+        for name, tensor in given.items():
+            if not isinstance(tensor, Tensor):
+                raise ExportError(f"input {name!r} must be a tensor, not {type(tensor).__name__}")
         return given
 
-    def _array(self, name: str, tensor: Any) -> Any:
+    def _array(self, name: str, tensor: Tensor) -> Any:
         described = self.inputs[name]
-        if not isinstance(tensor, Tensor):
-            raise ExportError(f"input {name!r} must be a tensor, not {type(tensor).__name__}")
         wanted = _DTYPES.get(described.type)
         if wanted is not None and tensor.dtype != wanted:
             raise ExportError(f"input {name!r} has dtype {tensor.dtype}, but the model takes {wanted}")

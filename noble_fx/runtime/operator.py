@@ -93,18 +93,19 @@ def _backward(
     program = _program(h, act_key)
     t, dh, *dact = program.backward(h.to(wide), *_widen(act, wide), (dy @ up).to(wide))
     t, dh = t.to(h.dtype), dh.to(h.dtype)
-    none = dy.new_empty(0)
-    dact = [g.to(p.dtype) if need else none for g, p, need in zip(dact, act, need_act, strict=False)]
-    return [
-        (dy @ weight).addmm_(dh, down).view(shape) if need_x else none,
-        dy.t() @ x if need_weight else none,
-        dy.sum(0) if need_bias else none,
-        dh.t() @ x if need_down else none,
-        dh.sum(0) if need_down_bias else none,
-        dy.t() @ t if need_up else none,
+    dact = [g.to(p.dtype) if need else None for g, p, need in zip(dact, act, need_act, strict=False)]
+    found = [
+        (dy @ weight).addmm_(dh, down).view(shape) if need_x else None,
+        dy.t() @ x if need_weight else None,
+        dy.sum(0) if need_bias else None,
+        dh.t() @ x if need_down else None,
+        dh.sum(0) if need_down_bias else None,
+        dy.t() @ t if need_up else None,
         *dact,
-        *[none] * (len(act) - len(dact)),
+        *[None] * (len(act) - len(dact)),  # buffers
     ]
+    # An operator's list of results has no place for None.
+    return [dy.new_empty(0) if gradient is None else gradient for gradient in found]
 
 
 # Written in PyTorch operators, so right on every device.
@@ -165,6 +166,8 @@ class _Linear(torch.autograd.Function):
 
 
 def _autograd(x, weight, bias, down, down_bias, up, act, act_key):
+    if torch._C._are_functorch_transforms_active():  # torch.func: differentiate the eager maths
+        return eager_linear(x, weight, bias, down, down_bias, up, act, act_key)
     tensors = [x, weight, bias, down, down_bias, up, *act]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Linear.apply(x, weight, bias, down, down_bias, up, act_key, *act)[0]

@@ -1,0 +1,192 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import noble_fx
+from noble_fx import CheckpointError, activations
+from tests.models import Tiny, WithOptional, loud, tiny, tokens, transformed
+
+
+@pytest.fixture
+def folder(tmp_path):
+    noble_fx.save(transformed("fx"), tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("make", [lambda: transformed("fx"), lambda: transformed("modules")], ids=["fx", "modules"])
+def test_round_trip(make, tmp_path):
+    model = make()
+    noble_fx.save(model, tmp_path / "saved")
+    again = noble_fx.load(Tiny().eval(), tmp_path / "saved")
+    assert type(again).__mro__[1] is type(model).__mro__[1]
+    assert torch.equal(again(tokens()), model(tokens()))
+    assert noble_fx.sites(again) == noble_fx.sites(model)
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["model.safetensors", "noble_config.json"]
+
+
+def test_every_setting_comes_back(tmp_path):
+    settings = {"rank": 0.25, "act": "gelu_net", "preset": "reference", "rank_pattern": {"fc1": 5}, "exclude": "k_proj"}
+    model = loud(noble_fx.transform(WithOptional().eval(), **settings))
+    noble_fx.save(model, tmp_path / "saved")
+    again = noble_fx.load(WithOptional().eval(), tmp_path / "saved")
+    assert torch.equal(again(tokens()), model(tokens()))
+    assert noble_fx.sites(again) == noble_fx.sites(model)
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path):
+    def make():
+        model = tiny(width=20)
+        model.head.weight = model.embed.weight
+        return model
+
+    model = loud(noble_fx.transform(make(), rank=4))
+    noble_fx.save(model, tmp_path / "saved")
+    assert len({"head.weight", "embed.weight"} & set(load_file(tmp_path / "saved" / "model.safetensors"))) == 1
+    again = noble_fx.load(make(), tmp_path / "saved")
+    assert again.head.weight is again.embed.weight
+    assert torch.equal(again(tokens()), model(tokens()))
+
+
+def test_a_layer_with_two_names(tmp_path):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(8, 8)
+            self.second = self.first
+
+        def forward(self, x, scale=1.0):
+            return self.second(self.first(x)) * scale
+
+    model, x = loud(noble_fx.transform(Twice(), rank=2)), torch.randn(3, 8)
+    noble_fx.save(model, tmp_path / "saved")
+    assert torch.equal(noble_fx.load(Twice(), tmp_path / "saved")(x), model(x))
+
+
+def test_an_existing_path_is_refused_unless_told(folder):
+    model = loud(transformed("fx"))
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match="exists; remove it, choose another path, or pass overwrite=True"):
+        noble_fx.save(model, folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    noble_fx.save(noble_fx.transform(tiny(), rank=2), folder, overwrite=True)
+    assert len(list(folder.parent.iterdir())) == 1
+    assert json.loads((folder / "noble_config.json").read_text())["config"]["rank"] == 2
+
+
+def test_an_unwritable_path_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"cannot write beside .*choose another path"):
+        noble_fx.save(transformed("fx"), tmp_path / "file" / "saved")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("noble_fx.checkpoint.save_model", full)
+    with pytest.raises(CheckpointError, match="No space left on device; nothing was left there"):
+        noble_fx.save(transformed("fx"), tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_that_cannot_be_saved(tmp_path):
+    with pytest.raises(CheckpointError, match="carries no branches"):
+        noble_fx.save(tiny(), tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="register_activation"):
+        noble_fx.save(noble_fx.transform(tiny(), rank=4, act=lambda r: nn.Softplus()), tmp_path / "saved")
+    with torch.device("meta"):
+        model = noble_fx.transform(Tiny(), rank=4)
+    with pytest.raises(CheckpointError, match="on the meta device"):
+        noble_fx.save(model, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+
+
+def refuse(folder, message, model=None):
+    """load() raises with `message` and leaves the model as it was."""
+    model = model or tiny()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message):
+        noble_fx.load(model, folder)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_model_of_another_size(folder):
+    refuse(folder, r"blocks.0.q_proj.weight is \[16, 16\] in the file and \[24, 24\] in the model", tiny(width=24))
+    refuse(folder, r"blocks.1.fc1.bias is not in the model.*and \d+ more", tiny(layers=1))
+    refuse(folder, r"blocks.2.norm.weight is not in the file", tiny(layers=3))
+
+
+def test_a_config_of_another_rank(folder):
+    path = folder / "noble_config.json"
+    path.write_text(path.read_text().replace('"rank": 4', '"rank": 5', 1))
+    refuse(folder, r"blocks.0.q_proj.noble.down is \[4, 16\] in the file and \[5, 16\] in the model")
+
+
+def test_missing_and_unexpected_keys(folder):
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    del state["blocks.0.fc1.noble.up"]
+    state["stranger"] = torch.zeros(1)
+    save_file(state, path)
+    refuse(folder, "stranger is not in the model; blocks.0.fc1.noble.up is not in the file")
+
+
+@pytest.mark.parametrize("keep", [0, 5, 0.5, -1])
+def test_a_truncated_file(folder, keep):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
+    refuse(folder, "is truncated or no safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not a config of noble_fx.save"),
+        ("{}", "is not a config of noble_fx.save: 'format'"),
+        ('{"format": 99}', "has format 99; this version reads 1: update noble_fx"),
+        ('{"format": 1, "config": {"rank": -1}}', "rank=-1 is not a rank"),
+        ('{"format": 1, "config": {"colour": 1}}', "'colour' is not a setting"),
+        ('{"format": 1, "config": {"act": "mine"}}', "does not fit this model: act='mine' is unknown"),
+    ],
+)
+def test_a_config_that_cannot_be_used(folder, text, message):
+    (folder / "noble_config.json").write_text(text)
+    refuse(folder, message)
+
+
+def test_files_that_are_not_there(folder):
+    refuse(folder / "nowhere", "noble_config.json does not exist")
+    (folder / "model.safetensors").unlink()
+    refuse(folder, "model.safetensors does not exist")
+
+
+def test_loading_twice_is_refused(folder):
+    model = noble_fx.load(tiny(), folder)
+    with pytest.raises(CheckpointError, match="already carries branches"):
+        noble_fx.load(model, folder)
+
+
+def test_a_registered_activation_is_needed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(activations, "_USER", {})
+    noble_fx.register_activation("softplus", lambda rank: nn.Softplus())
+    model = loud(noble_fx.transform(tiny(), rank=4, act="softplus"))
+    noble_fx.save(model, tmp_path / "saved")
+    assert torch.equal(noble_fx.load(tiny(), tmp_path / "saved")(tokens()), model(tokens()))
+    monkeypatch.setattr(activations, "_USER", {})
+    refuse(tmp_path / "saved", "act='softplus' is unknown")
+
+
+def test_meta_models_are_told_what_to_do(folder):
+    with torch.device("meta"):
+        model = Tiny()
+    with pytest.raises(CheckpointError, match=r"call model.to_empty"):
+        noble_fx.load(model, folder)
+    shutil.rmtree(folder)

@@ -1,0 +1,71 @@
+import json
+
+import pytest
+
+from noble_fx import cli
+
+LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 99,
+}
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(LLAMA))
+    return f"hf:{path}"
+
+
+def not_a_model():
+    return 3
+
+
+def test_sites_of_a_factory(capsys):
+    assert cli.main(["sites", "tests.models:tiny", "--rank", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "blocks.*.fc1" in out
+    assert "an output head" in out
+
+
+def test_sites_as_json(capsys, config):
+    assert cli.main(["sites", config, "--rank", "0.25", "--select", "ffn", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {site["rank"] for site in found if site["selected"]} == {8}
+    assert {site["role"] for site in found if site["selected"]} == {"ffn.in", "ffn.gate", "ffn.out"}
+
+
+def test_explain_with_a_budget(capsys, config):
+    assert cli.main(["explain", config, "--rank", "10%", "--act", "gelu"]) == 0
+    out = capsys.readouterr().out
+    assert "14 of 15 linear maps carry a branch" in out
+    assert "act: gelu" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sites", "nowhere"], "must be package.module:factory or hf:CONFIG.json"),
+        (["sites", "no.such.module:make"], "cannot import 'no.such.module'"),
+        (["sites", "tests.models:nothing"], "has no 'nothing'"),
+        (["sites", "tests.test_cli:not_a_model"], "gave int, not an nn.Module"),
+        (["sites", "hf:nowhere.json"], "is not a Hugging Face config"),
+        (["explain", "tests.models:tiny", "--rank", "0"], "rank=0 is not a rank"),
+        (["explain", "tests.models:tiny", "--rank", "4", "--select", "zzz"], "matches no linear layer"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(arguments, message, capsys):
+    assert cli.main(arguments) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("demo", "sites", "explain"))

@@ -1,0 +1,63 @@
+import json
+
+import torch
+from torch import nn
+
+import noble_fx
+from noble_fx.explain import WIDTH
+from tests.models import WithOptional, tiny, transformed
+
+
+def test_the_table_names_every_layer_with_its_reason():
+    text = str(noble_fx.explain(transformed("fx")))
+    assert "Tiny: 12 of 13 linear maps carry a branch" in text
+    assert "capture: fx" in text
+    assert "fused: 12 sites, each one noble_fx::linear" in text
+    assert "pass fuse_branch: 12 rewrites" in text
+    row = next(line for line in text.splitlines() if line.startswith("blocks.*.fc1"))
+    assert row.split() == [
+        "blocks.*.fc1",
+        "2",
+        "ffn.in",
+        "Linear",
+        "16",
+        "→",
+        "32",
+        "4",
+        "448",
+        "in",
+        "a",
+        *["repeated", "block"],
+    ]
+    assert next(line for line in text.splitlines() if line.startswith("head")).endswith("an output head")
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_counts_are_those_of_the_parameters():
+    base = sum(p.numel() for p in tiny().parameters())
+    explanation = noble_fx.explain(transformed("modules"))
+    assert explanation.base_params == base
+    assert explanation.branch_params == sum(site.params for site in explanation.sites)
+    assert f"{explanation.branch_params / base:.1%} more" in str(explanation)
+
+
+def test_it_says_why_there_is_no_graph():
+    text = " ".join(str(noble_fx.explain(noble_fx.transform(WithOptional(), rank=4))).split())
+    assert "capture: modules (no graph: forward has the optional argument 'scale'" in text
+
+
+def test_plain_json_values():
+    described = json.loads(json.dumps(noble_fx.explain(transformed("fx")).to_dict()))
+    assert len(described["sites"]) == 13
+    assert {step["rule"] for step in described["programs"][0]["history"]} >= {"insert_branch", "fuse_branch"}
+
+
+def test_a_plain_model_and_an_empty_one():
+    assert "0 of 13 linear maps carry a branch" in str(noble_fx.explain(tiny()))
+    assert "0 of 0" in str(noble_fx.explain(nn.ReLU()))
+
+
+def test_meta_models_can_be_explained():
+    with torch.device("meta"):
+        model = noble_fx.transform(WithOptional(), rank=4)
+    assert "12 of 13" in str(noble_fx.explain(model))

@@ -1,0 +1,144 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import noble_fx
+from noble_fx import ConfigError
+from noble_fx.training import branch_parameters, lr_multiplier
+from noble_fx.transform import named_branches
+from tests.models import tiny, tokens, transformed
+
+
+def by_parameter(model: nn.Module, groups: list[dict]) -> dict[str, dict]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {names[id(p)]: group for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(found)  # each once
+    return found
+
+
+# [K, N] of fc1 is [16, 32], so min(K, N) / r = 4 at rank 4.
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ("paper", {"up": 4**0.6, "act.mixer.weight": 4**0.45, "act.first.frequency": 3, "act.second.phase": 5}),
+        ("reference", {"up": 4**0.4, "act.mixer.weight": 4**0.5, "act.first.frequency": 2, "act.second.phase": 4}),
+    ],
+)
+def test_multipliers_are_the_published_ones(preset, expected):
+    model = noble_fx.transform(tiny(), rank=4, preset=preset)
+    found = by_parameter(model, noble_fx.param_groups(model, lr=0.5, weight_decay=0.1))
+    for name, multiplier in expected.items():
+        assert found[f"blocks.0.fc1.noble.{name}"]["lr"] == pytest.approx(0.5 * multiplier)
+    assert found["blocks.0.fc1.noble.down"]["lr"] == 0.5
+    assert found["blocks.0.fc1.weight"]["lr"] == 0.5
+    if preset == "reference":
+        assert found["blocks.0.fc1.noble.down_bias"]["lr"] == 0.5
+        assert found["blocks.0.fc1.noble.act.mixer.bias"]["lr"] == 0.5
+
+
+def test_weight_decay_of_frequency_and_phase():
+    paper = noble_fx.transform(tiny(), rank=4)
+    found = by_parameter(paper, noble_fx.param_groups(paper, lr=1.0, weight_decay=0.1))
+    assert found["blocks.0.fc1.noble.act.first.phase"]["weight_decay"] == 0
+    assert found["blocks.0.fc1.noble.up"]["weight_decay"] == 0.1
+    assert found["blocks.0.fc1.bias"]["weight_decay"] == 0
+    assert found["blocks.0.norm.weight"]["weight_decay"] == 0
+    assert found["embed.weight"]["weight_decay"] == 0.1
+    reference = noble_fx.transform(tiny(), rank=4, preset="reference")
+    found = by_parameter(reference, noble_fx.param_groups(reference, lr=1.0, weight_decay=0.1))
+    assert found["blocks.0.fc1.noble.act.first.phase"]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("capture", ["fx", "modules"])
+def test_every_parameter_once_and_the_optimizer_takes_them(capture):
+    model = transformed(capture)
+    groups = noble_fx.param_groups(model, lr=1e-3, weight_decay=0.1)
+    assert by_parameter(model, groups).keys() == dict(model.named_parameters()).keys()
+    optimizer = torch.optim.AdamW(groups)
+    model(tokens()).sum().backward()
+    optimizer.step()
+
+
+def test_a_plain_model_gets_the_same_base_groups():
+    groups = noble_fx.param_groups(tiny(), lr=1e-3, weight_decay=0.1)
+    assert [group["name"] for group in groups] == ["base matrices", "base vectors"]
+
+
+def test_multipliers_survive_deepcopy_and_assignment():
+    model = copy.deepcopy(transformed("modules"))
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    found = by_parameter(model, noble_fx.param_groups(model, lr=1.0))
+    assert found["blocks.0.fc1.noble.act.first.phase"]["lr"] == 5
+
+
+def test_with_muon_only_hidden_matrices_of_the_base_go_to_it():
+    model = transformed("modules")
+    found = by_parameter(model, noble_fx.param_groups(model, lr=1.0, muon=True))
+    muon = {name for name, group in found.items() if group["use_muon"]}
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
+    assert muon == {f"blocks.{i}.{name}.weight" for i in range(2) for name in names}
+
+
+def test_own_base_groups_are_taken_as_they_are():
+    model = transformed("modules")
+    own = [p for name, p in model.named_parameters() if ".noble." not in name]
+    groups = noble_fx.param_groups(model, lr=1.0, base=[{"params": own[:3], "lr": 7.0}, *own[3:]])
+    assert groups[0] == {"params": own[:3], "lr": 7.0}
+    assert groups[1]["params"] == own[3:]
+    assert by_parameter(model, groups).keys() == dict(model.named_parameters()).keys()
+
+
+def test_base_groups_with_branch_parameters_are_refused():
+    model = transformed("modules")
+    with pytest.raises(ConfigError, match=r"optimised twice.*'\.noble\.'"):
+        noble_fx.param_groups(model, lr=1.0, base=model.parameters())
+
+
+def test_frozen_parameters_are_left_out():
+    model = transformed("modules")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".noble." in name)
+    found = by_parameter(model, noble_fx.param_groups(model, lr=1.0))
+    assert all(".noble." in name for name in found)
+    model.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        noble_fx.param_groups(model, lr=1.0)
+
+
+def test_roles_inside_an_activation_of_ones_own():
+    class Mine(nn.Module):
+        def __init__(self, rank):
+            super().__init__()
+            self.mix, self.gain = nn.Linear(rank, rank), nn.Parameter(torch.ones(rank))
+
+        def forward(self, h):
+            return torch.tanh(self.mix(h)) * self.gain
+
+    model = noble_fx.transform(tiny(), rank=4, act=Mine, select=["blocks.0.fc1"])
+    branch = named_branches(model)["blocks.0.fc1"]
+    roles = [role for role, _ in branch_parameters(branch)]
+    assert roles == ["down", "up", "other", "mixer", "other"]
+    assert lr_multiplier(branch, "other") == 1
+
+
+def test_training_learns_more_than_noise():
+    # Inputs through a fixed nonlinear map: the branch must help a linear layer beyond what W alone can do.
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    target = torch.cos(x @ torch.randn(8, 8))
+    losses = {}
+    for name in ("plain", "noble"):
+        torch.manual_seed(1)
+        model: nn.Module = nn.Linear(8, 8)
+        if name == "noble":
+            model = noble_fx.transform(nn.Sequential(model), rank=7, seed=0)
+        optimizer = torch.optim.Adam(noble_fx.param_groups(model, lr=1e-2))
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = (model(x) - target).square().mean()
+            loss.backward()
+            optimizer.step()
+        losses[name] = loss.item()
+    assert losses["noble"] < 0.6 * losses["plain"]

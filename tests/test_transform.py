@@ -1,0 +1,263 @@
+"""The transformed model is the base model plus branches: parameters, copies, modes, and the way back."""
+
+import copy
+import pickle
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import noble_fx
+from noble_fx import ConfigError, NobleConfig
+from noble_fx.transform import named_branches
+from tests.models import Tiny, loud, silent, tiny, tokens, transformed
+
+CAPTURES = ["fx", "modules"]
+
+
+@pytest.fixture(params=CAPTURES)
+def capture(request):
+    return request.param
+
+
+def test_base_keys_and_values_are_untouched(capture):
+    base = tiny().state_dict()
+    state = noble_fx.transform(tiny(), rank=4, capture=capture).state_dict()
+    assert [key for key in state if ".noble." not in key] == list(base)
+    assert all(torch.equal(state[key], value) for key, value in base.items())
+    assert "blocks.0.q_proj.noble.down" in state
+    assert "blocks.0.q_proj.noble.act.first.frequency" in state
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_without_u_it_is_the_original_bit_for_bit(capture, fuse, dtype):
+    base = tiny().to(dtype)
+    model = silent(noble_fx.transform(tiny().to(dtype), rank=4, capture=capture, fuse=fuse))
+    assert torch.equal(model(tokens()), base(tokens()))
+
+
+def test_disabled_is_the_base_model_exactly_and_only_inside(capture):
+    base, model = tiny()(tokens()), transformed(capture)
+    before = model(tokens())
+    with noble_fx.disabled(model):
+        assert torch.equal(model(tokens()), base)
+        with noble_fx.disabled(model):
+            assert torch.equal(model(tokens()), base)
+        assert torch.equal(model(tokens()), base)
+    assert torch.equal(model(tokens()), before)
+    with pytest.raises(RuntimeError, match="inside"), noble_fx.disabled(model):
+        raise RuntimeError("inside")
+    assert torch.equal(model(tokens()), before)
+
+
+def test_remove_gives_the_plain_model_back(capture):
+    base, model = tiny(), transformed(capture)
+    assert not torch.equal(model(tokens()), base(tokens()))
+    assert noble_fx.remove(model) is model
+    assert torch.equal(model(tokens()), base(tokens()))
+    assert list(model.state_dict()) == list(base.state_dict())
+    assert type(model.blocks[0].fc1) is nn.Linear
+    with pytest.raises(ConfigError, match="carries no branches"):
+        noble_fx.remove(model)
+
+
+def test_transform_after_remove(capture):
+    model = noble_fx.remove(transformed("modules"))
+    again = loud(noble_fx.transform(model, rank=4, seed=0, capture=capture))
+    assert torch.equal(again(tokens()), transformed(capture)(tokens()))
+
+
+def test_transforming_twice_is_refused(capture):
+    model = transformed(capture)
+    with pytest.raises(ConfigError, match=r"already carries branches .first: 'blocks.0.q_proj.noble'.*noble_fx.remove"):
+        noble_fx.transform(model, rank=4)
+
+
+@pytest.mark.parametrize(
+    ("act", "capture"),
+    [*((name, "modules") for name in noble_fx.activation_names()), ("cosnet", "fx"), ("swiglu_net", "fx")],
+)
+def test_every_activation_trains_through_the_operator(act, capture):
+    model = loud(noble_fx.transform(tiny(), rank=4, act=act, capture=capture, preset="reference", seed=0))
+    assert {site.unfused for site in noble_fx.sites(model)} == {""}
+    eager = loud(noble_fx.transform(tiny(), rank=4, act=act, capture=capture, preset="reference", seed=0, fuse=False))
+    truth = copy.deepcopy(eager).double()
+    for one in (model, eager, truth):
+        one(tokens()).sum().backward()
+    torch.testing.assert_close(model(tokens()).double(), truth(tokens()), rtol=1e-4, atol=1e-4)
+    exact = dict(truth.named_parameters())
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(parameter.grad.double(), exact[name].grad, rtol=2e-3, atol=2e-3, msg=name)
+        if ".noble." in name and act != "relu":
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_dropout_activation_stays_eager_with_the_reason(capture):
+    model = noble_fx.transform(tiny(), rank=4, act=lambda rank: nn.Dropout(0.5), capture=capture)
+    assert all("draws random numbers" in site.unfused for site in noble_fx.sites(model) if site.selected)
+    model.train()
+    assert model(tokens()).shape == (2, 5, 20)
+    assert "eager branch at 12 sites: draws random numbers" in str(noble_fx.explain(model))
+
+
+def test_seeds_depend_on_the_layer_alone(capture):
+    def state(**settings):
+        torch.manual_seed(5)
+        return noble_fx.transform(tiny(), rank=4, capture=capture, **settings).state_dict()
+
+    one, other = state(seed=3), state(seed=3, select="fc1")
+    key = "blocks.1.fc1.noble.up"
+    assert torch.equal(one[key], other[key])
+    assert not torch.equal(one[key], one["blocks.0.fc1.noble.up"])
+    assert not torch.equal(one[key], state(seed=4)[key])
+    assert torch.equal(one[key], state(seed=3)[key])
+
+
+def test_a_seed_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    model = tiny()
+    before = torch.get_rng_state()
+    noble_fx.transform(model, rank=4, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_init_base_redraws_only_the_chosen_layers():
+    base, model = tiny(width=64), tiny(width=64)
+    noble_fx.transform(model, rank=4, init_base=True, seed=0)
+    weight = model.blocks[0].fc1.weight
+    assert weight.std().item() == pytest.approx(0.5 * 64**-0.5, rel=0.05)
+    assert torch.equal(model.blocks[0].fc1.bias, torch.zeros(128))
+    assert torch.equal(model.head.weight, base.head.weight)
+    assert torch.equal(model.blocks[0].norm.weight, base.blocks[0].norm.weight)
+
+
+def test_config_and_keywords():
+    config = NobleConfig(rank=4, act="gelu")
+    sites = noble_fx.transform(tiny(), config=config, rank=2, dry_run=True)
+    assert {site.rank for site in sites if site.selected} == {2}
+    with pytest.raises(ConfigError, match="'ranks' is not a setting"):
+        noble_fx.transform(tiny(), ranks=4)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies_work_with_callables_in_the_config(capture, copied):
+    model = loud(noble_fx.transform(tiny(), rank=4, act=lambda r: nn.Softplus(), select=lambda s: "fc" in s.fqn))
+    assert torch.equal(copied(model)(tokens()), model(tokens()))
+
+
+def test_dtypes_and_devices_follow_the_layer(capture):
+    model = transformed(capture).to(torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model(tokens()).dtype == torch.bfloat16
+    direct = noble_fx.transform(tiny().to(torch.bfloat16), rank=4, capture=capture)
+    assert {p.dtype for p in direct.parameters()} == {torch.bfloat16}
+
+
+def test_meta_then_to_empty_then_reset(capture):
+    with torch.device("meta"):
+        model = Tiny()
+    model = noble_fx.transform(model, rank=4, seed=0, capture=capture).eval()
+    assert all(p.is_meta for p in model.parameters())
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    noble_fx.reset_branches(model)
+    model.load_state_dict(tiny().state_dict(), strict=False)
+    assert torch.equal(loud(model)(tokens()), transformed(capture)(tokens()))
+
+
+def test_reset_parameters_of_every_module_is_enough_for_sharded_initialisation(capture):
+    model = transformed(capture)
+    with torch.no_grad():
+        for branch in named_branches(model).values():
+            for parameter in branch.parameters():
+                parameter.fill_(float("nan"))
+    for module in model.modules():  # what FSDP and torchtitan do after to_empty
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_the_mode_of_the_layer_is_kept(capture):
+    assert noble_fx.transform(tiny().eval(), rank=4, capture=capture).training is False
+    model = noble_fx.transform(tiny().train(), rank=4, capture=capture)
+    assert model.training
+    assert model.blocks[0].fc1.noble.training
+
+
+def test_hooks_and_optimizers_made_before_keep_working():
+    model = tiny()
+    seen = []
+    model.blocks[0].fc1.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    layer = model.blocks[0].fc1
+    noble_fx.transform(model, rank=4)
+    assert model.blocks[0].fc1 is layer
+    before = layer.weight.clone()
+    model(tokens()).sum().backward()
+    optimizer.step()
+    assert seen == [(2, 5, 32)]
+    assert not torch.equal(layer.weight, before)
+
+
+def test_a_failure_half_way_puts_the_layers_back(monkeypatch):
+    model = tiny()
+    before = list(model.state_dict())
+
+    def fail(*args):
+        raise RuntimeError("the pass failed")
+
+    monkeypatch.setattr(sys.modules["noble_fx.transform"], "run_passes", fail)
+    with pytest.raises(RuntimeError, match="the pass failed"):
+        noble_fx.transform(model, rank=4, capture="fx")
+    assert list(model.state_dict()) == before
+    assert type(model.blocks[0].fc1) is nn.Linear
+
+
+def test_the_transformer_encoders_fast_path_does_not_pass_the_branches_by():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        base = encoder(x)
+    model = loud(noble_fx.transform(encoder, rank=4, select="linear"))
+    with torch.no_grad():
+        assert (model(x) - base).abs().max() > 0.01
+    noble_fx.remove(model)
+    assert encoder.layers[0].activation_relu_or_gelu == 1
+    with torch.no_grad():
+        assert torch.equal(model(x), base)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing(use_reentrant):
+    model = transformed("modules")
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    plain = torch.autograd.grad(model.blocks[0](x).sum(), x)[0]
+    kept = torch.utils.checkpoint.checkpoint(model.blocks[0], x, use_reentrant=use_reentrant)
+    kept.sum().backward()
+    torch.testing.assert_close(x.grad, plain)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_torch_compile_gives_the_same(capture, dynamic):
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4, capture=capture, select="all"))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    truth, found = model(tokens()), compiled(tokens())
+    torch.testing.assert_close(found, truth)
+    wanted = torch.autograd.grad(truth.sum(), list(model.parameters()), allow_unused=True)
+    got = torch.autograd.grad(found.sum(), list(model.parameters()), allow_unused=True)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(compiled(tokens(3, 4)), model(tokens(3, 4)))
+
+
+def test_torch_export_has_one_node_per_site(capture):
+    program = torch.export.export(transformed(capture), (tokens(),), strict=False)
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert targets.count(torch.ops.noble_fx.linear.default) == 12
+    torch.testing.assert_close(program.module()(tokens()), transformed(capture)(tokens()))
