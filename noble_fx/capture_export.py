@@ -9,9 +9,11 @@ fixed to its example.
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,9 +164,23 @@ def _shapes(model: nn.Module, examples: Examples) -> dict[str, Any]:
 def _export_once(model: nn.Module, examples: Examples) -> torch.export.ExportedProgram:
     shapes = _shapes(model, examples)
     try:
-        return torch.export.export(model, (), examples.arguments, dynamic_shapes=shapes, strict=False)
+        with _quiet():
+            return torch.export.export(model, (), examples.arguments, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(_why(model, examples, error)) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """On a failure torch prints its half-made graph; the reason is in the error."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _why(model: nn.Module, examples: Examples, error: Exception) -> str:

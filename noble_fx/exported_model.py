@@ -12,6 +12,7 @@ The graphs stand in for the forward of every module inside: hooks on those modul
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,16 @@ class Call:
     positional: int  # arguments kept positional because of *args; else 0
     out_specs: dict[str, pytree.TreeSpec]
     notes: tuple[str, ...] = ()
+
+    def signature(self) -> inspect.Signature:
+        """The original signature, `self` first; arguments that may be left out have the default None."""
+        kind = inspect.Parameter
+        made, optional = [kind("self", kind.POSITIONAL_OR_KEYWORD)], False
+        for name in self.names:
+            optional = optional or not _has_tensor(self.examples.get(name))
+            made.append(kind(name, kind.POSITIONAL_OR_KEYWORD, default=None if optional else kind.empty))
+        made += [kind(name, kind.KEYWORD_ONLY, default=None) for name in self.keyword_only]
+        return inspect.Signature(made)
 
     def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The flat inputs of the graphs; raises `CaptureError` where the graphs do not fit the call."""
@@ -156,6 +167,7 @@ class ExportedModel(nn.Module):
         self.training = tree.training
         self.__dict__["noble_graphs"], self.__dict__["noble_call"] = graphs, call
         self.use_graphs(rewritten or graphs.base)
+        self.__class__ = _class_with_signature(call)
 
     def use_graphs(self, graphs: dict[str, fx.Graph]) -> None:
         """Run these from now on, one per mode."""
@@ -222,6 +234,16 @@ class ExportedModel(nn.Module):
         base = {mode: write_graph(graph) for mode, graph in self.noble_graphs.base.items()}
         rewritten = {mode: write_graph(module.graph) for mode, module in self.noble_modules.items()}
         return _restore, (self._tree_state(), graphs, self.noble_call, base, rewritten)
+
+
+def _class_with_signature(call: Call) -> type[ExportedModel]:
+    """A class for one model, so that `inspect.signature(model.forward)` and what relies on it see the original's."""
+
+    def forward(self: ExportedModel, *args: Any, **kwargs: Any) -> Any:
+        return ExportedModel.forward(self, *args, **kwargs)
+
+    forward.__signature__ = call.signature()  # type: ignore[attr-defined]
+    return type("ExportedModel", (ExportedModel,), {"forward": forward, "__module__": __name__})
 
 
 def _restore(state: dict[str, Any], graphs: Graphs, call: Call, base: Any, rewritten: Any) -> ExportedModel:

@@ -167,6 +167,9 @@ def _detach_all(model: nn.Module) -> None:
 def _keep_from_fast_path(model: nn.Module) -> None:
     """nn.TransformerEncoderLayer's inference fast path reads the weights of its linears past their forward."""
     for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):  # it makes nested tensors for that path alone
+            augmented = any(isinstance(part, Augmented) for part in module.modules())
+            module.use_nested_tensor = module.enable_nested_tensor and not augmented
         if isinstance(module, nn.TransformerEncoderLayer):
             augmented = any(isinstance(part, Augmented) for part in module.modules())
             # The layer's own flag: 1 and 2 allow the fast path for that activation, 0 keeps to the layer's Python code.

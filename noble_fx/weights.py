@@ -172,6 +172,8 @@ def _linear_product(node: fx.Node, shape_of: Any) -> Product | str | None:
     bias = args.pop(0) if node.target is aten.addmm.default else None
     x, weight = args[:2]
     view = view_of(weight, shape_of)
+    if view is None and view_of(x, shape_of) is not None and node.target is not aten.linear.default:
+        return "it multiplies from the left, W x, along another axis than the last"
     if view is None or not isinstance(x, fx.Node):
         return None
     if node.target in (aten.linear.default, F.linear):

@@ -115,15 +115,18 @@ def test_disabled_is_the_class_bit_for_bit():
         assert torch.equal(made(x, x, x)[0], plain(x, x, x)[0])
 
 
-def test_inside_nn_transformer_encoder_with_padding():
+@pytest.mark.parametrize("nested", [False, True])
+def test_inside_nn_transformer_encoder_with_padding(nested):
     layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dtype=torch.float64)
-    plain = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    plain = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested).eval()
     made = silent(add(copy.deepcopy(plain)))
     x, padding = torch.randn(3, 5, 16, dtype=torch.float64), torch.arange(5).expand(3, -1) >= 4
     with torch.no_grad():
         torch.testing.assert_close(
             made(x, src_key_padding_mask=padding)[:, :4], plain(x, src_key_padding_mask=padding)[:, :4]
         )
+    noble_fx.remove(made)
+    assert made.use_nested_tensor == plain.use_nested_tensor
 
 
 def test_a_subclass_is_listed_with_its_reason():

@@ -314,3 +314,9 @@ def test_a_cache_is_left_out_and_explain_says_so():
     assert "without a key–value cache" in str(noble_fx.explain(made))
     with pytest.raises(CaptureError, match="'use_cache' is True where the graphs have False"):
         made(tokens(), use_cache=True)
+
+
+def test_onnx_of_an_exported_model_keeps_its_argument_names(tmp_path):
+    pytest.importorskip("onnxruntime")
+    report = noble_fx.export_onnx(exported(), (tokens(),), tmp_path / "m.onnx")
+    assert list(report.inputs) == ["idx"]
