@@ -296,6 +296,8 @@ def _weight(name: str, shape: tuple[int, ...], uses: list[Product | str | fx.Nod
     reader = next((f"read by {_name(use)} as well" for use in uses if isinstance(use, fx.Node)), "")
     products = [use for use in uses if isinstance(use, Product)]
     kind = _name(products[0].node) if products else "parameter"
+    if products and is_grouped(products[0].node):
+        kind = "grouped product"  # one operator on each device, and in each library, does it
     forms = {_form(product) for product in products}
     if len(forms) != 1:
         return Weight(name, kind, "", 0, 0, 0, against or ("read in ways that do not agree" if forms else ""), reader)
