@@ -53,6 +53,7 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
             "versions": {"torch": torch.__version__},
         }
         (made / CONFIG).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (made / WEIGHTS).chmod((made / CONFIG).stat().st_mode)  # safetensors writes files for their owner alone
     return folder
 
 

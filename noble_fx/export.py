@@ -95,7 +95,7 @@ def export_onnx(
         raise ExportError(f"dtype={dtype} cannot be exported and checked on the CPU; use one of {known}")
     if dtype != _model_dtype(model):
         model = copy.deepcopy(model).to(dtype)
-    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, (args, kwargs))
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: _example(t, dtype), (args, kwargs))
     with staged(path, ExportError, overwrite) as work, _evaluating(model):
         program = _to_onnx(model, args, kwargs, dynamic_shapes, opset)
         _strip(program.model.graph)
@@ -121,6 +121,12 @@ def export_onnx(
         tolerance=tolerance,
         checked=checked,
     )
+
+
+def _example(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """An input of its own: torch.export guards on the strides of a view, which a file does not have."""
+    tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _need_onnx() -> None:
@@ -168,9 +174,9 @@ def _to_onnx(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any, opse
         shapes = pytree.tree_map(_auto_shape, (args, kwargs))
         dynamic_shapes = _by_argument(model, *shapes)
     try:
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        program = program.run_decompositions({LINEAR: eager_linear})
         with _quiet():
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            program = program.run_decompositions({LINEAR: eager_linear})
             return torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -25,7 +25,9 @@ def test_round_trip(make, tmp_path):
     assert type(again).__mro__[1] is type(model).__mro__[1]
     assert torch.equal(again(tokens()), model(tokens()))
     assert noble_fx.sites(again) == noble_fx.sites(model)
-    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["model.safetensors", "noble_config.json"]
+    files = sorted((tmp_path / "saved").iterdir())
+    assert [file.name for file in files] == ["model.safetensors", "noble_config.json"]
+    assert files[0].stat().st_mode == files[1].stat().st_mode
 
 
 def test_every_setting_comes_back(tmp_path):

@@ -94,6 +94,11 @@ def test_keywords_and_several_outputs(tmp_path):
     torch.testing.assert_close(mean, expected["mean"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_view_is_a_fine_example(tmp_path):
+    model = noble_fx.transform(tiny(layers=1), rank=4)
+    assert noble_fx.export_onnx(model, (tokens(2, 6)[:, :-1],), tmp_path / "m.onnx").largest_error < 1e-4
+
+
 def test_another_dtype_leaves_the_model_alone(tmp_path):
     model = transformed("modules")
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", dtype=torch.float16)

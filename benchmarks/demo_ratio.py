@@ -1,0 +1,172 @@
+"""How many steps the branches save on the demo's task, with its spread.
+
+    python benchmarks/demo_ratio.py                      # about 40 minutes on two cores
+    python benchmarks/demo_ratio.py --resume             # keeps the runs already in the results file
+
+1. The plain model's learning-rate grid, seed 0: its best learning rate.
+2. At that learning rate plain and NOBLE, several seeds: the ratio of steps, plain over NOBLE, to plain's final loss.
+   Where NOBLE never reaches it, the ratio is below 1: plain's step at NOBLE's final loss over all steps.
+3. NOBLE's own grid, seed 0. Where its best learning rate differs, the ratio of best against best, several seeds.
+
+A grid's best is by final validation loss at seed 0, so seed 0 counts slightly in favour of the winner, on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import noble_fx
+from noble_fx.demo import DEFAULT_STEPS, as_json, environment, load_example
+
+KINDS = ("plain", "noble")
+LRS = (1e-3, 2e-3, 4e-3, 8e-3)
+RESULTS = Path(__file__).parent / "results" / "demo_ratio.json"
+Record = dict[str, Any]
+Job = tuple[str, float, int]  # "plain" or "noble", learning rate, seed
+
+
+def measure(job: Job, steps: int, rank: int, threads: int) -> Record:
+    """One training run of the demo's model with the demo's settings."""
+    kind, lr, seed = job
+    torch.set_num_threads(threads)
+    gpt, data = load_example("byte_gpt"), load_example("train_bytes")
+    torch.manual_seed(seed)
+    model = gpt.ByteGPT()
+    if kind == "noble":
+        model = noble_fx.transform(model, rank=rank, act="cosnet", seed=seed)
+    groups = noble_fx.param_groups(model, lr=lr, weight_decay=0.1)
+    started = time.perf_counter()
+    curve = data.train(model, groups, data.standard_library(), steps, seed=seed)
+    return {
+        "model": kind,
+        "lr": lr,
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "final": curve.validation[-1],
+        "minutes": (time.perf_counter() - started) / 60,
+        "curve": asdict(curve),
+    }
+
+
+class Bench:
+    """Runs what is not yet measured, and rewrites the results file after each run."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.settings = {name: getattr(arguments, name) for name in ("steps", "rank")}
+        self.runs: dict[Job, Record] = {}
+        path: Path = arguments.out
+        if arguments.resume and path.is_file():
+            stored = json.loads(path.read_text())
+            if {name: stored["settings"][name] for name in self.settings} == self.settings:
+                self.runs = {(r["model"], r["lr"], r["seed"]): r for r in stored["runs"]}
+
+    def run(self, jobs: list[Job]) -> None:
+        jobs = [job for job in jobs if job not in self.runs]
+        threads = max(1, torch.get_num_threads() // self.arguments.jobs)
+        # Spawned, not forked: a child with torch's threads half copied may hang.
+        with ProcessPoolExecutor(self.arguments.jobs, mp_context=get_context("spawn")) as pool:
+            found = [pool.submit(measure, job, self.arguments.steps, self.arguments.rank, threads) for job in jobs]
+            for job, future in zip(jobs, found, strict=True):
+                self.runs[job] = future.result()
+                print(f"{job[0]:>5}  lr {job[1]:g}  seed {job[2]}  loss {self.runs[job]['final']:.4f}", flush=True)
+                self.write({})
+
+    def best_lr(self, kind: str) -> float:
+        """The learning rate of the grid with the lowest final validation loss at seed 0."""
+        return min(self.arguments.lrs, key=lambda lr: self.runs[kind, lr, 0]["final"])
+
+    def comparison(self, plain_lr: float, noble_lr: float) -> Record:
+        """Per seed: final losses, and steps of plain over steps of NOBLE to the same loss; mean and deviation."""
+        data, steps = load_example("train_bytes"), self.arguments.steps
+        rows = []
+        for seed in range(self.arguments.seeds):
+            plain, noble = self.runs["plain", plain_lr, seed], self.runs["noble", noble_lr, seed]
+            reached = data.steps_to_reach(data.Curve(**noble["curve"]), plain["final"])
+            if reached is not None:
+                ratio = steps / reached
+            else:  # NOBLE lost: the plain model's step at NOBLE's final loss, a ratio below 1
+                ratio = data.steps_to_reach(data.Curve(**plain["curve"]), noble["final"]) / steps
+            rows.append(
+                {"seed": seed, "plain": plain["final"], "noble": noble["final"], "reached": reached, "ratio": ratio}
+            )
+        ratios = [row["ratio"] for row in rows]
+        return {
+            "plain_lr": plain_lr,
+            "noble_lr": noble_lr,
+            "seeds": rows,
+            "ratio_mean": statistics.fmean(ratios),
+            "ratio_std": statistics.stdev(ratios) if len(ratios) > 1 else None,
+        }
+
+    def write(self, summary: Record) -> None:
+        """Settings, summary and every curve, as JSON."""
+        settings = {**self.settings, "seeds": self.arguments.seeds, "lrs": list(self.arguments.lrs)}
+        settings |= {"jobs": self.arguments.jobs, "batch": 16, "context": 128, "width": 128, "layers": 4, "heads": 4}
+        values = {"settings": settings, "environment": environment(), **summary, "runs": list(self.runs.values())}
+        self.arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        self.arguments.out.write_text(as_json(values))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lrs", type=float, nargs="+", default=LRS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; the threads are shared between them")
+    parser.add_argument("--resume", action="store_true", help="keep the runs of an earlier, equal measurement")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    bench = Bench(parser.parse_args())
+    arguments, seeds = bench.arguments, range(bench.arguments.seeds)
+
+    bench.run([("plain", lr, 0) for lr in arguments.lrs])
+    plain_lr = bench.best_lr("plain")
+    bench.run([(kind, plain_lr, seed) for seed in seeds for kind in ("plain", "noble")])
+    bench.run([("noble", lr, 0) for lr in arguments.lrs])
+    noble_lr = bench.best_lr("noble")
+    bench.run([("noble", noble_lr, seed) for seed in seeds])
+    summary = {
+        "grid": {kind: {f"{lr:g}": bench.runs[kind, lr, 0]["final"] for lr in arguments.lrs} for kind in KINDS},
+        "same_lr": bench.comparison(plain_lr, plain_lr),
+        "best_vs_best": bench.comparison(plain_lr, noble_lr),
+    }
+    bench.write(summary)
+    show(summary)
+
+
+def show(summary: Record) -> None:
+    """Print the grid and both comparisons."""
+    grid = Table("learning rate", *summary["grid"]["plain"], title="Final validation loss [nats/byte], seed 0")
+    for kind in KINDS:
+        grid.add_row(kind, *(f"{loss:.4f}" for loss in summary["grid"][kind].values()))
+    console = Console()
+    console.print(grid)
+    for name, title in (("same_lr", "At plain's best learning rate"), ("best_vs_best", "Best against best")):
+        part = summary[name]
+        title = f"{title}: plain {part['plain_lr']:g}, NOBLE {part['noble_lr']:g}"
+        table = Table("seed", "plain's final loss", "NOBLE's", "NOBLE reaches plain's at step", "ratio", title=title)
+        for row in part["seeds"]:
+            reached = "never" if row["reached"] is None else f"{row['reached']:.0f}"
+            table.add_row(
+                str(row["seed"]), f"{row['plain']:.4f}", f"{row['noble']:.4f}", reached, f"{row['ratio']:.2f}"
+            )
+        console.print(table)
+        spread = "" if part["ratio_std"] is None else f" ± {part['ratio_std']:.2f} (standard deviation over seeds)"
+        console.print(f"ratio of steps {part['ratio_mean']:.2f}{spread}\n")
+
+
+if __name__ == "__main__":
+    main()
