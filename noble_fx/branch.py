@@ -60,9 +60,10 @@ class NobleBranch(nn.Module):
             nn.init.zeros_(self.down_bias)
         nn.init.normal_(self.up, std=self.config.recipe.up_gain * self.rank**-0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
+        """[.., N], or only the `rows` of N that go with a slice of the weight (one part of a fused qkv)."""
         h = F.linear(x, self.down, self.down_bias)
-        return F.linear(activations.evaluate(self.act, h), self.up)
+        return F.linear(activations.evaluate(self.act, h), self.up if rows is None else self.up[rows])
 
     def act_tensors(self) -> list[Tensor]:
         """σ's parameters, then its buffers: the `act` argument of `noble_fx::linear`."""

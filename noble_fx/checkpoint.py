@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from noble_fx.attach import branch_paths, named_branches
 from noble_fx.branch import NobleBranch
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CheckpointError, ConfigError
 from noble_fx.files import staged
-from noble_fx.transform import Plan, apply_plan, make_plan, named_branches, remove, sites
+from noble_fx.program import Site
+from noble_fx.transform import Plan, apply_plan, make_plan, remove, sites
 
 WEIGHTS, CONFIG = "model.safetensors", "noble_config.json"
 _FORMAT = 1
@@ -54,8 +57,16 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
     return folder
 
 
-def load(model: nn.Module, folder: str | Path) -> nn.Module:
+def load(
+    model: nn.Module,
+    folder: str | Path,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> nn.Module:
     """Transform the plain `model` as `folder` says and fill it with the folder's weights; returns the result.
+
+    A model that was captured by export needs example inputs again, as in `transform`.
 
     Raises `CheckpointError` that names the missing, unexpected or misshapen keys, or the file that cannot be read;
     the model is then as it was.
@@ -66,7 +77,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     if any(t.is_meta for t in model.state_dict().values()):
         raise CheckpointError("the model is on the meta device; call model.to_empty(device=...) before load")
     try:
-        plan = make_plan(model, config)
+        plan = make_plan(model, config, (example_inputs, example_kwargs, dynamic_shapes))
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG} does not fit this model: {error}") from error
     _compare(model, plan, stored, folder)
@@ -109,8 +120,8 @@ def _expected(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for site in plan.selected:
         branch = NobleBranch.on_meta(site.in_features, site.out_features, site.rank, plan.config)
-        for fqn in (site.fqn, *site.aliases):
-            shapes |= {f"{fqn}.noble.{name}": tuple(t.shape) for name, t in branch.state_dict().items()}
+        for path in _branch_names(site):
+            shapes |= {f"{path}.{name}": tuple(t.shape) for name, t in branch.state_dict().items()}
     return shapes
 
 
@@ -145,7 +156,12 @@ def _shared_names(model: nn.Module, plan: Plan) -> dict[str, list[str]]:
     groups = {name: names for names in by_tensor.values() for name in names}
     for site in plan.selected:
         branch = NobleBranch.on_meta(site.in_features, site.out_features, site.rank, plan.config)
-        for name in branch.state_dict():
-            names = [f"{fqn}.noble.{name}" for fqn in (site.fqn, *site.aliases)]
-            groups |= dict.fromkeys(names, names)
+        if site.aliases and not site.weight:
+            for name in branch.state_dict():
+                names = [f"{path}.{name}" for path in _branch_names(site)]
+                groups |= dict.fromkeys(names, names)
     return groups
+
+
+def _branch_names(site: Site) -> list[str]:
+    return [*branch_paths(site), *(f"{alias}.noble" for alias in site.aliases if not site.weight)]

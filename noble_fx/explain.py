@@ -11,8 +11,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
 
+from noble_fx.attach import named_branches
+from noble_fx.exported_model import ExportedModel
 from noble_fx.program import Program, Site
-from noble_fx.transform import named_branches, programs, sites
+from noble_fx.transform import programs, sites
 
 WIDTH = 110
 
@@ -97,7 +99,7 @@ def explain(model: nn.Module) -> Explanation:
         model=type(model).__name__,
         sites=sites(model),
         programs=programs(model),
-        settings=_settings(branches),
+        settings=_settings(branches) | _notes(model),
         base_params=sum(n for ours, n in counted if not ours),
         branch_params=sum(n for ours, n in counted if ours),
     )
@@ -114,3 +116,9 @@ def _settings(branches: dict[str, Any]) -> dict[str, str]:
         "preset": config.recipe.name,
         "capture": config.capture + (f" (no graph: {branch.declined})" if branch.declined else ""),
     }
+
+
+def _notes(model: nn.Module) -> dict[str, str]:
+    """What an export fixed: the sizes of the inputs, and that there is no cache."""
+    calls = [module.noble_call for module in model.modules() if isinstance(module, ExportedModel)]
+    return {"export": "; ".join(note for call in calls for note in call.notes)} if calls else {}

@@ -15,12 +15,17 @@ from noble_fx.branch import Augmented
 _AUGMENTED = {
     "torch.nn.modules.linear.Linear": ("noble_fx.branch", "NobleLinear"),
     "transformers.pytorch_utils.Conv1D": ("noble_fx.conv1d", "NobleConv1D"),
+    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": ("noble_fx.attention", "NobleOutProjection"),
+    "torch.nn.modules.activation.MultiheadAttention": ("noble_fx.attention", "NobleMultiheadAttention"),
+    "torch.nn.modules.conv.Conv1d": ("noble_fx.convolution", "NobleConv1d"),
+    "torch.nn.modules.conv.Conv2d": ("noble_fx.convolution", "NobleConv2d"),
+    "torch.nn.modules.conv.Conv3d": ("noble_fx.convolution", "NobleConv3d"),
 }
+_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 _OPAQUE: dict[type, str] = {
     nn.RNNBase: "recurrent: its products lie inside one opaque operator, where no branch can be added",
     nn.RNNCellBase: "recurrent: its products lie inside one opaque operator, where no branch can be added",
-    nn.MultiheadAttention: "its forward reads the projections' weights directly, past any module swapped in",
     nn.Bilinear: "bilinear in two inputs, not a linear map of one",
 }
 
@@ -45,17 +50,18 @@ def describe(layer: nn.Module) -> tuple[str, int, int] | None:
     kind = plain_class(layer).__name__
     if isinstance(layer, nn.Linear):
         return kind, layer.in_features, layer.out_features
+    if isinstance(layer, _CONVOLUTIONS):
+        one_by_one = set(layer.kernel_size) == {1} and layer.groups == 1
+        return (f"1x1 {kind}", layer.in_channels, layer.out_channels) if one_by_one else None
+    if isinstance(layer, nn.MultiheadAttention):
+        return None  # its projections are listed, each on its own
     if augmented_class(layer) is not None:  # GPT-2's Conv1D, whose weight is [K, N]
         weight: Any = layer.weight
         return kind, int(weight.shape[0]), int(weight.shape[1])
     if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
         return kind, layer.input_size, layer.hidden_size
-    if isinstance(layer, nn.MultiheadAttention):
-        return kind, layer.embed_dim, layer.embed_dim
     if isinstance(layer, nn.Bilinear):
         return kind, layer.in1_features, layer.out_features
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and set(layer.kernel_size) == {1} and layer.groups == 1:
-        return f"1x1 {kind}", layer.in_channels, layer.out_channels
     return None
 
 
@@ -64,13 +70,14 @@ def obstacle(layer: nn.Module) -> str:
     for kind, reason in _OPAQUE.items():
         if isinstance(layer, kind):
             return reason
-    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return "a 1x1 convolution, whose channels are not the last dimension"
+    if isinstance(layer, _CONVOLUTIONS) and (isinstance(layer.padding, str) or any(layer.padding)):
+        return "a 1x1 convolution with padding, which adds positions of its own"
     if augmented_class(layer) is None:
         name = f"{type(layer).__module__}.{type(layer).__qualname__}"
         if isinstance(getattr(layer, "weight", None), UninitializedParameter):
             return f"{name} is lazy and has no shape yet; run one batch through the model first"
-        return f"{name} is a subclass of nn.Linear, which may have a forward of its own"
+        base = "nn.Linear" if isinstance(layer, nn.Linear) else "its torch class"
+        return f"{name} is a subclass of {base}, which may have a forward of its own"
     if "forward" in vars(layer):
         return "its forward was replaced on the instance (an accelerate hook?); transform before that"
     if not isinstance(layer, Augmented) and hasattr(layer, "noble"):

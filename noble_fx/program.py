@@ -26,6 +26,9 @@ class Site:
     params: int
     aliases: tuple[str, ...] = ()  # further names of the same module; it still gets one branch
     unfused: str = ""  # why a chosen site runs the eager branch; empty where it is one operator
+    weight: str = ""  # name of the parameter, where it is not the weight of a layer with a class of its own
+    layout: str = ""  # what the axes of that parameter are: [N, K], [K, N], [E, N, K], …
+    experts: int = 0  # how many matrices are stacked in it, each with a branch of its own; 0 for a single one
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -57,6 +60,7 @@ class Program:
     graph_module: fx.GraphModule
     sites: tuple[Site, ...]
     history: tuple[Step, ...]
+    mode: str = ""  # "train" or "eval" where each has a graph, "compiled" for one of Dynamo's, else empty
 
     def __str__(self) -> str:
         return str(self.graph_module.graph)

@@ -31,7 +31,9 @@ def assign_ranks(model: nn.Module, sites: list[Site], config: NobleConfig, refus
         if not site.selected:
             out.append(site)
         elif rank < limit:
-            out.append(replace(site, rank=rank, params=count(site.in_features, site.out_features, rank)))
+            out.append(
+                replace(site, rank=rank, params=_copies(site) * count(site.in_features, site.out_features, rank))
+            )
         elif refuse or _pattern_rank(site, config) is not None:
             raise ConfigError(
                 f"rank {rank} does not fit {site.fqn!r} [{site.out_features}, {site.in_features}]: it must be below "
@@ -40,6 +42,10 @@ def assign_ranks(model: nn.Module, sites: list[Site], config: NobleConfig, refus
         else:
             out.append(replace(site, selected=False, reason=f"rank {rank} is not below min(K, N) = {limit}"))
     return out
+
+
+def _copies(site: Site) -> int:
+    return site.experts or 1  # stacked experts have a branch each
 
 
 def parameter_counter(config: NobleConfig) -> Callable[[int, int, int], int]:
@@ -90,14 +96,16 @@ def _spend(
     allowed = budget * sum(p.numel() for p in model.parameters())
     open_sites = [s for s in sites if s.selected and s.fqn not in fixed and min(s.in_features, s.out_features) > 1]
     by_name = {site.fqn: site for site in sites}
-    spent = sum(count(by_name[n].in_features, by_name[n].out_features, r) for n, r in fixed.items())
+    spent = sum(
+        _copies(by_name[n]) * count(by_name[n].in_features, by_name[n].out_features, r) for n, r in fixed.items()
+    )
 
     def ranks(common: int) -> dict[str, int]:
         return {s.fqn: max(1, min(common, min(s.in_features, s.out_features) // 2)) for s in open_sites}
 
     def cost(common: int) -> int:
         found = ranks(common)
-        return spent + sum(count(s.in_features, s.out_features, found[s.fqn]) for s in open_sites)
+        return spent + sum(_copies(s) * count(s.in_features, s.out_features, found[s.fqn]) for s in open_sites)
 
     if open_sites and cost(1) > allowed:
         raise ConfigError(

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, fx, nn
 
 from noble_fx.branch import NobleBranch
 from noble_fx.config import GROUPS, NobleConfig
 from noble_fx.errors import ConfigError, nearest
-from noble_fx.layers import describe, obstacle, unsuitable_weight
+from noble_fx.holders import BranchGroup
+from noble_fx.layers import augmented_class, describe, obstacle, unsuitable_weight
 from noble_fx.program import Site
 from noble_fx.ranks import assign_ranks
 from noble_fx.roles import OTHER, is_head_name, is_router_name, role_from_name
+from noble_fx.weights import Weight, weights_of
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
@@ -36,15 +38,20 @@ class LinearMap:
     unsuitable: str
 
 
-def find_maps(model: nn.Module, flow_roles: Mapping[str, str] | None = None) -> list[LinearMap]:
-    """Every linear map of `model` in definition order; a module with two names is listed once, under its first."""
+def find_maps(
+    model: nn.Module, flow_roles: Mapping[str, str] | None = None, graphs: Sequence[fx.Graph] = ()
+) -> list[LinearMap]:
+    """Every linear map of `model` in definition order; a module with two names is listed once, under its first.
+
+    Exported `graphs` show which parameters are multiplied with outside of any known layer.
+    """
     names: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     inside: tuple[str, ...] = ()  # below an opaque module, or a branch of our own, nothing is a map of the model
     for fqn, module in model.named_modules(remove_duplicate=False):
         if fqn.startswith(inside) if inside else False:
             continue
-        if isinstance(module, NobleBranch | nn.MultiheadAttention):
+        if isinstance(module, NobleBranch | BranchGroup):
             inside = (*inside, fqn + ".")
         if describe(module) is not None:
             names.setdefault(id(module), []).append(fqn)
@@ -56,7 +63,14 @@ def find_maps(model: nn.Module, flow_roles: Mapping[str, str] | None = None) -> 
         _linear_map(model, modules[key], tuple(fqns), blocks, tied, heads, flow_roles or {})
         for key, fqns in names.items()
     ]
-    return maps + _stacked_weights(model, blocks)
+    read = weights_of(list(graphs), model)
+    maps = [_as_exported(model, found, read) for found in maps] if graphs else maps
+    taken = {id(found.module.weight) for found in maps if found.module is not None and hasattr(found.module, "weight")}
+    return maps + [
+        _bare_parameter(model, fqn, read.get(fqn), blocks, tied)
+        for fqn, parameter in model.named_parameters()
+        if id(parameter) not in taken and _is_bare_weight(model, fqn, parameter, read.get(fqn))
+    ]
 
 
 def _linear_map(
@@ -88,18 +102,71 @@ def _linear_map(
     return LinearMap(site, module, in_block, against, obstacle(module), unsuitable_weight(module))
 
 
-def _stacked_weights(model: nn.Module, blocks: set[str]) -> list[LinearMap]:
-    """Expert weights [E, a, b] held as bare parameters: no layer to swap, but never passed over in silence."""
-    out = []
-    for fqn, parameter in model.named_parameters():
-        owner = model.get_submodule(fqn.rpartition(".")[0])
-        ours = type(owner).__module__.startswith(("torch.nn.", "noble_fx."))
-        if parameter.ndim == 3 and min(parameter.shape) > 1 and not ours:
-            first, second = int(parameter.shape[1]), int(parameter.shape[2])
-            site = Site(fqn, OTHER, f"stacked parameter [{parameter.shape[0]}, a, b]", first, second, 0, False, "", 0)
-            why = "a bare stacked parameter, read by its owner's forward; there is no layer to carry a branch"
-            out.append(LinearMap(site, None, any(fqn.startswith(b + ".") for b in blocks), "", why, ""))
-    return out
+_NOT_READ = "the exported program does not multiply with its weight"
+_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def _as_exported(model: nn.Module, found: LinearMap, read: Mapping[str, Weight]) -> LinearMap:
+    """A layer as the graphs read it: a class that is strange to us is none there, an unread weight is no map."""
+    weight = getattr(found.module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return found
+    owners = [n for n, m in model.named_modules() if any(p is weight for p in m._parameters.values())]
+    names = [f"{owner}.{n}".lstrip(".") for owner in owners for n in model.get_submodule(owner)._parameters]
+    use = next((read[name] for name in names if name in read and model.get_parameter(name) is weight), None)
+    known = augmented_class(found.module) is not None if found.module is not None else False
+    if use is None or use.against or not use.layout:
+        return replace(found, obstacle=found.obstacle or (use.against if use is not None else "") or _NOT_READ)
+    if known and len(owners) > 1 and sum(describe(model.get_submodule(owner)) is not None for owner in owners) > 1:
+        return replace(found, obstacle="its weight is tied to another layer's, and a graph cannot tell the two apart")
+    if known:
+        return replace(found, obstacle="")
+    site = replace(found.site, weight=f"{found.site.fqn}.weight", layout=use.layout)
+    return replace(found, site=site, obstacle=use.reader)
+
+
+def _is_bare_weight(model: nn.Module, fqn: str, parameter: Tensor, use: Weight | None) -> bool:
+    """True for a parameter that is a linear map outside any layer, or that looks like stacked experts."""
+    owner, _, name = fqn.rpartition(".")
+    module = model.get_submodule(owner)
+    if ".noble." in f".{fqn}":
+        return False
+    if isinstance(module, nn.MultiheadAttention):
+        return name in _PROJECTIONS
+    if use is not None and (use.layout or use.against):
+        return not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ours = type(module).__module__.startswith(("torch.nn.", "noble_fx."))
+    return parameter.ndim == 3 and min(parameter.shape) > 1 and not ours
+
+
+def _bare_parameter(model: nn.Module, fqn: str, use: Weight | None, blocks: set[str], tied: set[int]) -> LinearMap:
+    """A linear map held as a parameter: an attention's in-projection, stacked experts [E, a, b], a matrix."""
+    owner, _, name = fqn.rpartition(".")
+    module, parameter = model.get_submodule(owner), model.get_parameter(fqn)
+    kind, layout, experts, why = "", "", 0, ""
+    outs, ins = (int(n) for n in parameter.shape[-2:]) if parameter.ndim > 1 else (1, 1)
+    if isinstance(module, nn.MultiheadAttention):
+        kind, layout = "MultiheadAttention", "[N, K]"
+        if use is None and augmented_class(module) is None:
+            why = f"{type(module).__qualname__} is a subclass of nn.MultiheadAttention, with a forward of its own"
+    elif use is None:
+        kind, ins, outs = f"stacked parameter [{parameter.shape[0]}, a, b]", outs, ins
+        why = "a bare parameter: there is no layer to carry a branch in this capture; capture='export' reaches it"
+    if use is not None:
+        kind, layout, experts = kind or use.kind, use.layout, use.experts
+        ins, outs = (use.in_features, use.out_features) if use.layout else (ins, outs)
+        why = use.against or use.reader
+    shown = owner if name == "weight" else fqn.removesuffix("_weight")
+    siblings = {n for n, _ in model.get_submodule(owner.rpartition(".")[0]).named_children()}
+    in_block = any(fqn.startswith(block + ".") for block in blocks)
+    against = "its weight is tied to another module's" if id(parameter) in tied else ""
+    if not against and not in_block and is_head_name(shown):
+        against = "an output head"
+    elif not against and is_router_name(owner, siblings):
+        against = "the router of a mixture of experts"
+    role = role_from_name(shown, ins, outs)
+    site = Site(fqn, role, kind, ins, outs, 0, False, "", 0, weight=fqn, layout=layout, experts=experts)
+    return LinearMap(site, None, in_block, against, why, "")
 
 
 def repeated_blocks(model: nn.Module) -> set[str]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,17 +15,20 @@ import torch
 from torch import fx, nn
 
 from noble_fx import activations, dataflow
+from noble_fx.attach import attach, branch_paths, carriers, detach, named_branches
 from noble_fx.branch import Augmented, NobleBranch
 from noble_fx.capture import CapturedModel, Declined, check_model, trace, unreachable
-from noble_fx.codegen.trace_activation import why_untraceable
+from noble_fx.capture_export import export
 from noble_fx.config import NobleConfig
+from noble_fx.draw import build_branches, draw_base, drawing
 from noble_fx.errors import CaptureError, ConfigError
-from noble_fx.layers import augmented_class, plain_class
+from noble_fx.exported_model import Call, ExportedModel, Graphs
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.program import Program, Site, Step
+from noble_fx.runtime import dynamo_backend
 from noble_fx.runtime import operator as _operator  # noqa: F401 - registers noble_fx::linear
-from noble_fx.select import choose, find_maps
+from noble_fx.select import LinearMap, choose, find_maps
 
 _META = "noble_fx"
 
@@ -39,6 +41,7 @@ class Plan:
     sites: tuple[Site, ...]
     graph: fx.Graph | None
     declined: str
+    exported: tuple[Graphs, Call] | None = None
 
     @property
     def selected(self) -> list[Site]:
@@ -53,22 +56,28 @@ def transform(
     *,
     config: NobleConfig | None = None,
     dry_run: bool = False,
+    example_inputs: Any = None,
+    example_kwargs: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
     **settings: Any,
 ) -> Any:
     """Add a NOBLE branch to the chosen linear layers; returns the rewritten module, which shares all base parameters.
 
     Layers are augmented in place: `model` itself has the branches afterwards. Keyword arguments are the fields of
     `NobleConfig` and override `config`. With `dry_run` nothing changes and the tuple of `Site`s is returned.
+    `example_inputs` (positional) and `example_kwargs` are what `capture="export"` runs the model on; batch and
+    sequence sizes stay dynamic unless `dynamic_shapes`, in torch.export's form, says else.
     Raises `ConfigError` or `CaptureError`, each with the remedy; the model is then as it was.
     """
     settings |= {name: value for name, value in (("rank", rank), ("act", act)) if value is not None}
-    plan = make_plan(model, (config or NobleConfig()).replace(**settings))
+    examples = (example_inputs, example_kwargs, dynamic_shapes)
+    plan = make_plan(model, (config or NobleConfig()).replace(**settings), examples)
     if dry_run:
         return plan.sites
     return apply_plan(model, plan)
 
 
-def make_plan(model: nn.Module, config: NobleConfig) -> Plan:
+def make_plan(model: nn.Module, config: NobleConfig, examples: tuple[Any, Any, Any] = (None, None, None)) -> Plan:
     """Capture, find and choose without changing anything; raises what `transform` raises."""
     check_model(model)
     carried = next((fqn for fqn, m in model.named_modules() if isinstance(m, NobleBranch)), None)
@@ -77,20 +86,43 @@ def make_plan(model: nn.Module, config: NobleConfig) -> Plan:
             f"the model already carries branches (first: {carried!r}); take them out with noble_fx.remove(model), "
             "or transform a fresh model"
         )
-    if config.capture == "export":
-        raise CaptureError("capture='export' is not part of this version; use 'fx', 'modules' or 'auto'")
     with torch.device("meta"):
         activations.build_activation(config.act, 4, config.recipe)  # an unknown or ill-shaped σ is refused first
+    if config.capture == "export":
+        return _exported_plan(model, config, examples, "")
     graph, declined = _try_trace(model)
-    sites = choose(model, find_maps(model, dataflow.roles_from_graph(model, graph) if graph else None), config)
+    given = config.capture == "auto" and (examples[0] is not None or examples[1] is not None)
+    try:
+        sites = choose(model, find_maps(model, dataflow.roles_from_graph(model, graph) if graph else None), config)
+    except ConfigError as error:
+        if given:  # an export sees products that no layer of the model stands for
+            return _exported_plan(model, config, examples, str(error))
+        raise
     if graph is not None and not declined:
-        declined = unreachable(graph, model, [site.fqn for site in sites if site.selected])
+        declined = unreachable(graph, model, [_runner(model, site) for site in sites if site.selected])
     if config.capture == "fx" and declined:
         raise CaptureError(f"capture='fx' declines this model: {declined}; use capture='modules' or 'auto'")
+    if given and declined:
+        try:
+            return _exported_plan(model, config, examples, declined)
+        except CaptureError as error:
+            declined = f"{declined}; {error}"
     if config.capture == "modules" or declined:
         graph = None
     elsewhere = "capture='modules' was asked for" if config.capture == "modules" else declined
     return Plan(config.replace(capture="fx" if graph else "modules"), sites, graph, elsewhere)
+
+
+def _exported_plan(model: nn.Module, config: NobleConfig, examples: tuple[Any, Any, Any], declined: str) -> Plan:
+    graphs, call = export(model, *examples)
+    sites = choose(model, find_maps(model, graphs=list(graphs.base.values())), config)
+    return Plan(config.replace(capture="export"), sites, None, declined, (graphs, call))
+
+
+def _runner(model: nn.Module, site: Site) -> str:
+    """The module whose call runs the site: the layer itself, or the attention that reads its weight."""
+    owner = site.fqn.rpartition(".")[0]
+    return owner if isinstance(model.get_submodule(owner), nn.MultiheadAttention) else site.fqn
 
 
 def _try_trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
@@ -102,66 +134,42 @@ def _try_trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
 
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Build all branches, then put them in; on any failure the layers are put back."""
-    branches = {site.fqn: _build_branch(model.get_submodule(site.fqn), site, plan) for site in plan.selected}
-    swapped: list[nn.Module] = []
+    dynamo_backend.register()
+    branches = {
+        site.fqn: build_branches(model, site, plan.config, exported=plan.exported is not None) for site in plan.selected
+    }
+    for branch in (one for several in branches.values() for one in several):
+        branch.declined = plan.declined
     try:
-        for fqn, branch in branches.items():
-            layer = model.get_submodule(fqn)
-            _augment(layer, branch)
-            swapped.append(layer)
+        for site in plan.selected:
+            attach(model, site, branches[site.fqn])
         _keep_from_fast_path(model)
-        result = model if plan.graph is None else _captured(model, plan.graph)
+        result = model
+        if plan.graph is not None:
+            result = _captured(model, plan.graph)
+        elif plan.exported is not None:
+            result = _exported(model, *plan.exported)
     except Exception:
-        for layer in swapped:
-            _restore(layer)
+        _detach_all(model)
         raise
     if plan.config.init_base:
-        for fqn in branches:
-            _draw_base(model.get_submodule(fqn), fqn, plan.config)
+        for site in plan.selected:
+            draw_base(model, site, plan.config)
     return result
 
 
-@contextmanager
-def _drawing(config: NobleConfig, fqn: str) -> Iterator[None]:
-    """Random state for one layer: with a seed it depends on the layer's name alone, not on order or selection."""
-    if config.seed is None:
-        yield
-        return
-    digest = hashlib.sha256(f"{config.seed}:{fqn}".encode()).digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest[:7], "big"))
-        yield
-
-
-def _build_branch(layer: nn.Module, site: Site, plan: Plan) -> NobleBranch:
-    weight = layer.weight
-    assert isinstance(weight, torch.Tensor)
-    # Drawn on the CPU in float32, so that a seed means the same branch on every device and in every dtype.
-    with _drawing(plan.config, site.fqn), torch.device("meta" if weight.is_meta else "cpu"):
-        branch = NobleBranch(site.in_features, site.out_features, site.rank, plan.config, site.role)
-    branch.reason, branch.declined = site.reason, plan.declined
-    branch.unfused = why_untraceable(branch.key, site.rank) if plan.config.fuse else "fuse=False"
-    branch.to(device=weight.device, dtype=weight.dtype)
-    return branch.train(layer.training)
-
-
-def _augment(layer: nn.Module, branch: NobleBranch) -> None:
-    kind = augmented_class(layer)
-    assert kind is not None
-    assert issubclass(kind, nn.Module)
-    # The object stays the same one, so hooks, optimizers and every other reference to the layer keep working.
-    layer.__class__ = kind
-    layer.noble = branch
-
-
-def _restore(layer: nn.Module) -> None:
-    layer.__class__ = plain_class(layer)
-    del layer.noble
+def _detach_all(model: nn.Module) -> None:
+    for module in list(carriers(model)):
+        detach(module)
+    _keep_from_fast_path(model)
 
 
 def _keep_from_fast_path(model: nn.Module) -> None:
     """nn.TransformerEncoderLayer's inference fast path reads the weights of its linears past their forward."""
     for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):  # it makes nested tensors for that path alone
+            augmented = any(isinstance(part, Augmented) for part in module.modules())
+            module.use_nested_tensor = module.enable_nested_tensor and not augmented
         if isinstance(module, nn.TransformerEncoderLayer):
             augmented = any(isinstance(part, Augmented) for part in module.modules())
             # The layer's own flag: 1 and 2 allow the fast path for that activation, 0 keeps to the layer's Python code.
@@ -170,32 +178,20 @@ def _keep_from_fast_path(model: nn.Module) -> None:
             module.activation_relu_or_gelu = 0 if augmented else allowed.get(kind, 0)
 
 
-def _draw_base(layer: nn.Module, fqn: str, config: NobleConfig) -> None:
-    weight, bias = layer.weight, layer.bias
-    assert isinstance(weight, torch.Tensor)
-    if weight.is_meta:
-        return
-    noble = layer.noble
-    assert isinstance(noble, NobleBranch)
-    with torch.no_grad(), _drawing(config, f"{fqn}.weight"):
-        drawn = torch.randn(weight.shape) * config.recipe.base_gain * noble.in_features**-0.5
-        weight.copy_(drawn)
-        if isinstance(bias, torch.Tensor):
-            bias.zero_()
-
-
 def _captured(model: nn.Module, graph: fx.Graph) -> CapturedModel:
     captured = CapturedModel(model, graph, type(model).__name__)
     captured.meta[_META] = tuple(run_passes(captured, PIPELINES["train"]))
     return captured
 
 
+def _exported(model: nn.Module, graphs: Graphs, call: Call) -> ExportedModel:
+    result = ExportedModel(model, graphs, call, {mode: copy.deepcopy(graph) for mode, graph in graphs.base.items()})
+    for mode, module in result.noble_modules.items():
+        graphs.history[mode] = tuple(run_passes(module, PIPELINES["train"]))
+    return result
+
+
 # --- looking at a model ----------------------------------------------------------------------------------------------
-
-
-def named_branches(model: nn.Module) -> dict[str, NobleBranch]:
-    """Every branch of a model by the name of its layer, each once."""
-    return {fqn: m.noble for fqn, m in model.named_modules() if isinstance(m, Augmented) and hasattr(m, "noble")}
 
 
 def sites(model: nn.Module, config: NobleConfig | None = None, **settings: Any) -> tuple[Site, ...]:
@@ -207,22 +203,28 @@ def sites(model: nn.Module, config: NobleConfig | None = None, **settings: Any) 
     if not branches:
         check_model(model)
         graph, _ = _try_trace(model)
-        maps = find_maps(model, dataflow.roles_from_graph(model, graph) if graph else None)
+        maps = _maps(model, graph)
         return choose(model, maps, (config or NobleConfig()).replace(**settings), strict=False)
-    maps = find_maps(model)
+    maps = _maps(model)
     try:
         found = choose(model, maps, next(iter(branches.values())).config, strict=False)
     except ConfigError:  # the config names layers by their place in a larger model, of which this is a part
         found = tuple(linear_map.site for linear_map in maps)
-    return tuple(_carried(m.module, site) for m, site in zip(maps, found, strict=True))
+    return tuple(_carried(model, site) for site in found)
 
 
-def _carried(layer: nn.Module | None, site: Site) -> Site:
-    """`site` as the layer really is, whatever its model's config would choose today."""
-    branch = getattr(layer, "noble", None)
+def _maps(model: nn.Module, graph: fx.Graph | None = None) -> list[LinearMap]:
+    exported = list(model.noble_graphs.base.values()) if isinstance(model, ExportedModel) else []
+    return find_maps(model, dataflow.roles_from_graph(model, graph) if graph else None, exported)
+
+
+def _carried(model: nn.Module, site: Site) -> Site:
+    """`site` as it really is, whatever the model's config would choose today."""
+    branches = [_module_at(model, path) for path in branch_paths(site)]
+    branch = branches[0]
     if not isinstance(branch, NobleBranch):
         return replace(site, selected=False, rank=0, params=0, reason=site.reason if not site.selected else "")
-    params = sum(p.numel() for p in branch.parameters())
+    params = sum(p.numel() for one in branches if one is not None for p in one.parameters())
     return replace(
         site,
         role=branch.role,
@@ -234,13 +236,36 @@ def _carried(layer: nn.Module | None, site: Site) -> Site:
     )
 
 
+def _module_at(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 def programs(model: nn.Module) -> tuple[Program, ...]:
     """The captured graphs inside `model` with the history of their passes; none where its own forward runs."""
-    return tuple(
-        Program(module, sites(module), module.meta[_META])
-        for module in model.modules()
-        if isinstance(module, CapturedModel) and _META in module.meta
-    )
+    out: list[Program] = []
+    for module in model.modules():
+        if isinstance(module, CapturedModel) and _META in module.meta:
+            out.append(Program(module, sites(module), module.meta[_META]))
+        elif isinstance(module, ExportedModel):
+            found, history = sites(module), module.noble_graphs.history
+            out += [Program(graph, found, history.get(mode, ()), mode) for mode, graph in module.noble_modules.items()]
+    return tuple(out + _compiled_programs(model))
+
+
+def _compiled_programs(model: nn.Module) -> list[Program]:
+    """The graphs that `torch.compile(backend="noble_fx")` made of the model so far."""
+    branches = [branch for branch in named_branches(model).values() if isinstance(branch.down, torch.Tensor)]
+    names = {id(branch.down): branch for branch in branches}
+    found = sites(model) if branches else ()
+    paths = {id(_module_at(model, path)): site for site in found for path in branch_paths(site)}
+    out = []
+    for graph in dynamo_backend.compiled_graphs([branch.down for branch in branches]):
+        own = dict.fromkeys(paths[id(names[down])] for down in graph.downs if id(names.get(down)) in paths)
+        out.append(Program(graph.graph_module, tuple(own), graph.history, "compiled"))
+    return out
 
 
 @contextmanager
@@ -249,14 +274,19 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
     branches = list(named_branches(model).values())
     before = [branch.enabled for branch in branches]
     graphs = [(m, m.graph) for m in model.modules() if isinstance(m, CapturedModel)]
+    exported = [(m, m.noble_modules) for m in model.modules() if isinstance(m, ExportedModel)]
     for branch in branches:
         branch.enabled = False
     for module, graph in graphs:
         module.graph = copy.deepcopy(graph)
         run_passes(module, PIPELINES["base"])
+    for exported_model, _ in exported:
+        exported_model.use_graphs(exported_model.noble_graphs.base)
     try:
         yield model
     finally:
+        for exported_model, modules in exported:
+            exported_model.noble_modules = modules
         for module, graph in graphs:
             module.graph = graph
         for branch, enabled in zip(branches, before, strict=True):
@@ -265,23 +295,22 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
 def remove(model: nn.Module) -> nn.Module:
     """Take all branches out again, in place; base weights are untouched. Raises `ConfigError` if there are none."""
-    layers = [module for module in model.modules() if isinstance(module, Augmented)]
-    if not layers:
+    if not named_branches(model):
         raise ConfigError("the model carries no branches, so there is nothing to remove")
     for module in model.modules():
         if isinstance(module, CapturedModel):
             steps: list[Step] = run_passes(module, PIPELINES["base"])
             module.meta[_META] = (*module.meta.get(_META, ()), *steps)
-    for layer in layers:
-        _restore(layer)
-    _keep_from_fast_path(model)
+        elif isinstance(module, ExportedModel):
+            module.use_graphs(module.noble_graphs.base)
+    _detach_all(model)
     return model
 
 
 def reset_branches(model: nn.Module) -> nn.Module:
     """Draw every branch again as `transform` would, seeds included: what a model needs after meta → `to_empty`."""
     for fqn, branch in named_branches(model).items():
-        with torch.no_grad(), _drawing(branch.config, fqn):
+        with torch.no_grad(), drawing(branch.config, fqn):
             fresh = NobleBranch(branch.in_features, branch.out_features, branch.rank, branch.config, branch.role)
             for name, drawn in fresh.state_dict().items():
                 branch.state_dict()[name].copy_(drawn)

@@ -102,9 +102,8 @@ class Subclass(nn.Linear):
     [
         (nn.LSTM(16, 16), "recurrent"),
         (nn.GRUCell(16, 16), "recurrent"),
-        (nn.MultiheadAttention(16, 2), "reads the projections' weights directly"),
         (nn.Bilinear(16, 16, 16), "bilinear"),
-        (nn.Conv2d(16, 16, 1), "1x1 convolution"),
+        (nn.Conv2d(16, 16, 1, padding=1), "1x1 convolution with padding"),
         (Subclass(16, 16), "subclass of nn.Linear"),
         (torch.nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)), "subclass of nn.Linear"),
     ],

@@ -23,13 +23,15 @@ def fuse_branch(build: Build, node: fx.Node, target: Target) -> Answer:
         return Skip(branch.unfused)
     path = str(call.target)  # type: ignore[union-attr]
     names = [f"{path}.act.{n}" for n, _ in [*branch.act.named_parameters(), *branch.act.named_buffers()]]
+    rows = [arg for arg in call.args[1:] if arg is not None]  # type: ignore[union-attr]
+    up = build.attribute(f"{path}.up")
     down_bias = build.attribute(f"{path}.down_bias") if branch.down_bias is not None else None
     return build.call(
         LINEAR,
         *linear.args,
         build.attribute(f"{path}.down"),
         down_bias,
-        build.attribute(f"{path}.up"),
+        build.call(operator.getitem, up, *rows) if rows else up,
         [build.attribute(name) for name in names],
         branch.key,
     )

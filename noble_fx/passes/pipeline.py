@@ -1,9 +1,13 @@
 """The pipelines by purpose: the file to read first.
 
 train     layer(x)                      expose_linear
+          addmm(b, x, wᵀ), matmul, …    expose_product
        -> linear(x, w, b)               insert_branch
+          conv 1×1, bmm, einsum, …      insert_channel_branch, insert_expert_branch, insert_einsum_branch
        -> linear(x, w, b) + noble(x)    fuse_branch
        -> noble_fx::linear(x, w, …)
+
+compiled  Dynamo's graphs, where a fused site is one noble_fx::linear already
 
 base      noble_fx::linear(x, w, …)     drop_branch
        -> linear(x, w, b)
@@ -13,11 +17,24 @@ from __future__ import annotations
 
 from noble_fx.passes.drop_branch import drop_branch
 from noble_fx.passes.expose_linear import expose_linear
+from noble_fx.passes.expose_product import expose_product
 from noble_fx.passes.fuse_branch import fuse_branch
 from noble_fx.passes.insert_branch import insert_branch
+from noble_fx.passes.insert_channel_branch import insert_channel_branch
+from noble_fx.passes.insert_einsum_branch import insert_einsum_branch
+from noble_fx.passes.insert_expert_branch import insert_expert_branch
 from noble_fx.passes.rule import Rule
 
 PIPELINES: dict[str, tuple[Rule, ...]] = {
-    "train": (expose_linear, insert_branch, fuse_branch),
+    "train": (
+        expose_linear,
+        expose_product,
+        insert_branch,
+        insert_channel_branch,
+        insert_expert_branch,
+        insert_einsum_branch,
+        fuse_branch,
+    ),
+    "compiled": (),
     "base": (drop_branch,),
 }

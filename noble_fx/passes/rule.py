@@ -13,14 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import fx, nn
 
-from noble_fx.branch import Augmented, NobleBranch
+from noble_fx.branch import NobleBranch
+from noble_fx.holders import BranchGroup
 from noble_fx.program import Skip, Step
+from noble_fx.weights import Product, is_grouped, parameter_shapes, product_of
 
 Answer = fx.Node | Skip
+_PREDICATES = (is_grouped,)  # operators of libraries that may not be there, known by name alone
 
 
 class Target:
@@ -28,6 +32,7 @@ class Target:
 
     def __init__(self, graph_module: fx.GraphModule):
         self.graph_module = graph_module
+        self._shapes = parameter_shapes(graph_module)
 
     def module(self, path: Any) -> nn.Module | None:
         """The module at `path`, or None where there is none."""
@@ -36,16 +41,36 @@ class Target:
         except AttributeError:
             return None
 
-    def layer_of(self, linear: fx.Node) -> tuple[str, Augmented] | None:
-        """The augmented layer whose weight a functional linear reads, with its name."""
-        weight = linear.args[1]
-        while isinstance(weight, fx.Node) and weight.op != "get_attr":
-            weight = weight.args[0] if weight.args else None
-        if not isinstance(weight, fx.Node):
-            return None
-        fqn = str(weight.target).rpartition(".")[0]
-        layer = self.module(fqn)
-        return (fqn, layer) if isinstance(layer, Augmented) else None
+    @cached_property
+    def _owners(self) -> dict[int, str]:
+        """Module path of the branch by the identity of the weight it belongs to."""
+        found: dict[int, str] = {}
+        for fqn, module in self.graph_module.named_modules():
+            held = module._modules.get("noble")
+            path = f"{fqn}.noble" if fqn else "noble"
+            if isinstance(held, NobleBranch):
+                found.setdefault(id(module.weight), path)
+            elif isinstance(held, BranchGroup):
+                found |= {id(module._parameters[name]): f"{path}.{name}" for name in held}
+        return found
+
+    def branch_of(self, parameter: str) -> str | None:
+        """Module path of the branch that belongs to a parameter, or None."""
+        owner = self.module(parameter.rpartition(".")[0])
+        weight = owner._parameters.get(parameter.rpartition(".")[2]) if owner is not None else None
+        return self._owners.get(id(weight)) if weight is not None else None
+
+    def shape_of(self, parameter: str) -> tuple[int, ...] | None:
+        """The shape of a parameter, or None where there is none of that name."""
+        return self._shapes(parameter)
+
+    def product(self, node: fx.Node) -> tuple[Product, str] | Skip:
+        """The product at `node` and the path of its weight's branch; or why there is nothing to do."""
+        found = product_of(node, self.shape_of)
+        path = self.branch_of(found.view.parameter) if isinstance(found, Product) else None
+        if not isinstance(found, Product) or path is None:
+            return Skip(found if isinstance(found, str) else "not selected")
+        return Skip("has its branch already") if node.meta.get("noble") else (found, path)
 
     def branch(self, node: Any) -> NobleBranch | None:
         """The branch that a `call_module` node runs, or None."""
@@ -59,10 +84,22 @@ class Build:
     def __init__(self, graph: fx.Graph, node: fx.Node):
         self._graph, self._node = graph, node
 
-    def call(self, function: Callable[..., Any], *args: Any) -> fx.Node:
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A call of a function or operator."""
         with self._graph.inserting_before(self._node):
-            return self._graph.call_function(function, args)
+            return self._graph.call_function(function, args, kwargs)
+
+    def again(self) -> fx.Node:
+        """The node that is being rewritten, once more, marked as one that has its branch."""
+        with self._graph.inserting_before(self._node):
+            copied = self._graph.node_copy(self._node)
+        copied.meta = {**self._node.meta, "noble": True}
+        return copied
+
+    def method(self, name: str, *args: Any) -> fx.Node:
+        """A call of a tensor's method."""
+        with self._graph.inserting_before(self._node):
+            return self._graph.call_method(name, args)
 
     def module(self, path: str, *args: Any) -> fx.Node:
         """A call of the submodule at `path`."""
@@ -93,7 +130,9 @@ class Rule:
         if node.op == "call_module":
             module = target.module(node.target)
             return any(isinstance(kind, type) and isinstance(module, kind) for kind in self.targets)
-        return node.op == "call_function" and any(node.target is one for one in self.targets)
+        return node.op == "call_function" and any(
+            node.target is one or (one in _PREDICATES and one(node)) for one in self.targets
+        )
 
 
 def rule(*targets: Any) -> Callable[[Callable[..., Answer]], Rule]:
