@@ -210,4 +210,4 @@ def test_a_pickled_model_works_in_a_new_process(tmp_path):
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(file), str(tmp_path / "out.pt")], check=True)
     answer = torch.load(tmp_path / "out.pt")
-    assert torch.equal(answer, model(tokens() + 3)[0])
+    torch.testing.assert_close(answer, model(tokens() + 3)[0])  # that process may use other threads
