@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import noble_fx
-from noble_fx.demo import DEFAULT_STEPS, as_json, environment, load_example
+from noble_fx.demo import as_json, environment, load_example
 
 KINDS = ("plain", "noble")
 LRS = (1e-3, 2e-3, 4e-3, 8e-3)
@@ -120,7 +120,7 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lrs", type=float, nargs="+", default=LRS)

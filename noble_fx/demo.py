@@ -33,8 +33,8 @@ import noble_fx
 from noble_fx.errors import NobleError
 from noble_fx.files import staged
 
-DEFAULT_STEPS = 1000
-# Each model's best of 1e-3, 2e-3, 4e-3, 8e-3 at DEFAULT_STEPS (benchmarks/demo_ratio.py). NOBLE's lies lower, since its
+DEFAULT_STEPS = 750
+# Each model's best of 1e-3, 2e-3, 4e-3, 8e-3 over 1,000 steps (benchmarks/demo_ratio.py). NOBLE's lies lower, since its
 # multipliers let the branches learn up to five times faster than the base.
 DEFAULT_LR, DEFAULT_NOBLE_LR = 8e-3, 4e-3
 ONNX_TOLERANCE = 1e-4  # largest difference of logits between ONNX Runtime and the live model
