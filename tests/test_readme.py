@@ -1,0 +1,61 @@
+"""Every code block of the README runs, in its order, as a reader would run it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from noble_fx import activations, cli
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def blocks(kind: str) -> list[str]:
+    return [body for found, body in BLOCKS if found == kind]
+
+
+def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(activations, "_USER", {})
+    names: dict[str, object] = {}
+    for body in blocks("python"):
+        exec(compile(body, "README.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "linear maps carry a branch" in printed
+    assert "largest error" in printed
+
+
+def test_the_explanation_shown_is_what_explain_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for body in blocks("python")[:4]:
+        exec(compile(body, "README.md", "exec"), names)
+    shown = next(body for body in blocks("text") if "linear maps carry a branch" in body)
+    assert shown.strip() in capsys.readouterr().out
+
+
+COMMANDS = [line.split("#")[0].strip() for body in blocks("bash") for line in body.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_exist_or_run(command, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    program, *arguments = shlex.split(command)
+    if program == "make":  # they install and run for minutes; here, that the targets are there
+        assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    elif arguments[0] == "-m":
+        assert (ROOT / arguments[1].replace(".", "/")).with_suffix(".py").is_file() or (ROOT / arguments[1]).is_dir()
+    else:
+        assert program == "noble-fx"
+        assert cli.main(arguments) == 0
+        assert "ffn.in" in capsys.readouterr().out
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for target in re.findall(r"`((?:docs|examples|benchmarks|tests)/[\w./]+)`", TEXT):
+        assert (ROOT / target).exists(), target
