@@ -62,6 +62,9 @@ def describe(layer: nn.Module) -> tuple[str, int, int] | None:
         return kind, layer.input_size, layer.hidden_size
     if isinstance(layer, nn.Bilinear):
         return kind, layer.in1_features, layer.out_features
+    if callable(getattr(layer, "weight", None)) and hasattr(layer, "in_features"):  # quantized: packed, in no nn.Linear
+        sizes: Any = layer
+        return f"quantized {kind}", int(sizes.in_features), int(sizes.out_features)
     return None
 
 

@@ -99,7 +99,8 @@ def _linear_map(
     elif is_router_name(fqn, siblings):
         against = "the router of a mixture of experts"
     site = Site(fqn, role, kind, in_features, out_features, 0, False, "", 0, names[1:])
-    return LinearMap(site, module, in_block, against, obstacle(module), unsuitable_weight(module))
+    unsuitable = unsuitable_weight(module)
+    return LinearMap(site, module, in_block, against, "" if unsuitable else obstacle(module), unsuitable)
 
 
 _NOT_READ = "the exported program does not multiply with its weight"

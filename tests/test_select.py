@@ -177,6 +177,14 @@ def test_an_integer_weight_is_refused(dtype, select):
     assert noble_fx.transform(model, rank=4, exclude=r"blocks\.0\.fc1") is not None
 
 
+def test_a_quantized_layer_is_refused_and_listed():
+    plain = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    model = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, dtype=torch.qint8)
+    assert reasons(model) == {"0": "quantized: its weight is packed", "2": "quantized: its weight is packed"}
+    with pytest.raises(ConfigError, match=r"weight of '0' is quantized: its weight is packed; .*before quantizing it"):
+        noble_fx.transform(model, rank=4)
+
+
 def test_a_model_without_linear_layers_is_refused():
     with pytest.raises(ConfigError, match="has no linear layer"):
         noble_fx.transform(nn.Conv2d(3, 8, 3))
