@@ -104,7 +104,7 @@ def trace(model: nn.Module) -> fx.Graph:
     _check_class(model)
     _check_hooks(model)
     graphs = []
-    with _modes_restored(model):
+    with modes_restored(model):
         for training in (True, False):
             model.train(training)
             graphs.append(_trace_once(model))
@@ -182,7 +182,8 @@ def _watch(found: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _modes_restored(model: nn.Module) -> Iterator[None]:
+def modes_restored(model: nn.Module) -> Iterator[None]:
+    """Inside, every module's train or eval mode may change; afterwards each has its own again."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield

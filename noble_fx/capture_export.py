@@ -24,7 +24,7 @@ from torch.export import Dim
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from noble_fx.capture import Declined, trace
+from noble_fx.capture import Declined, modes_restored, trace
 from noble_fx.errors import CaptureError
 from noble_fx.exported_model import MODES, Call, Fixed, Graphs
 
@@ -48,7 +48,7 @@ def export(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any = None)
     _check_kind(model)
     examples = _examples(model, args, kwargs, dynamic_shapes)
     programs = {}
-    with _modes_restored(model):
+    with modes_restored(model):
         for mode in MODES:
             model.train(mode == "train")
             programs[mode] = _export_once(model, examples)
@@ -109,7 +109,7 @@ def _examples(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> 
     if extra or any(p.kind is p.POSITIONAL_ONLY for p in signature.parameters.values()):
         raise CaptureError("forward takes positional-only arguments or *args; use capture='modules', or name them")
     if dynamic_shapes is None:
-        arguments = pytree.tree_map_only(Tensor, _at_least_two, arguments)
+        arguments = pytree.tree_map_only(Tensor, at_least_two, arguments)
     return Examples(arguments, extra, dynamic_shapes, tuple(notes))
 
 
@@ -128,7 +128,7 @@ def dynamic_axes(tensor: Tensor) -> list[int]:
     return [0, 1] if sequence else [0] if tensor.ndim else []
 
 
-def _at_least_two(tensor: Tensor) -> Tensor:
+def at_least_two(tensor: Tensor) -> Tensor:
     """torch.export takes a size of 1 for a constant, so an example of batch 1 is doubled."""
     for axis in dynamic_axes(tensor):
         if tensor.shape[axis] == 1:
@@ -215,16 +215,6 @@ def _where(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_TORCH, "<"))]
     frames = [f for f in frames if f.filename != __file__ and "contextlib" not in f.filename]
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-
-
-@contextmanager
-def _modes_restored(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from noble_fx.capture import modes_restored
+from noble_fx.capture_export import at_least_two, dynamic_axes
 from noble_fx.errors import ConfigError, ExportError
 from noble_fx.files import staged
 from noble_fx.runtime.onnx_model import OnnxModel
@@ -96,7 +98,8 @@ def export_onnx(
     if dtype != _model_dtype(model):
         model = copy.deepcopy(model).to(dtype)
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: _example(t, dtype), (args, kwargs))
-    with staged(path, ExportError, overwrite) as work, _evaluating(model):
+    with staged(path, ExportError, overwrite) as work, modes_restored(model), torch.no_grad():
+        model.eval()
         program = _to_onnx(model, args, kwargs, dynamic_shapes, opset)
         _strip(program.model.graph)
         program.model.metadata_props[METADATA] = _metadata(model)
@@ -154,23 +157,11 @@ def _metadata(model: nn.Module) -> str:
     return json.dumps({"config": config, "sites": chosen, "torch": torch.__version__})
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _to_onnx(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any, opset: int | None) -> Any:
     if not pytree.tree_leaves((args, kwargs)):
         raise ExportError("export_onnx needs example inputs; pass args=(x, …) or kwargs={'input_ids': …}")
     if dynamic_shapes is None:
-        args, kwargs = pytree.tree_map_only(Tensor, _at_least_two, (args, kwargs))
+        args, kwargs = pytree.tree_map_only(Tensor, at_least_two, (args, kwargs))
         shapes = pytree.tree_map(_auto_shape, (args, kwargs))
         dynamic_shapes = _by_argument(model, *shapes)
     try:
@@ -193,22 +184,8 @@ def _strip(graph: Any) -> None:
         value.metadata_props.clear()
 
 
-def _dynamic_axes(tensor: Tensor) -> list[int]:
-    """Batch first; a second axis is a sequence for token ids [B, T] and features [B, T, K]."""
-    sequence = tensor.ndim == 3 or (tensor.ndim == 2 and not tensor.is_floating_point())
-    return [0, 1] if sequence else [0] if tensor.ndim else []
-
-
-def _at_least_two(tensor: Tensor) -> Tensor:
-    """torch.export takes a size of 1 for a constant, so an example of batch 1 is doubled."""
-    for axis in _dynamic_axes(tensor):
-        if tensor.shape[axis] == 1:
-            tensor = torch.cat([tensor, tensor], dim=axis)
-    return tensor
-
-
 def _auto_shape(leaf: Any) -> Any:
-    return dict.fromkeys(_dynamic_axes(leaf), Dim.AUTO) if isinstance(leaf, Tensor) else None
+    return dict.fromkeys(dynamic_axes(leaf), Dim.AUTO) if isinstance(leaf, Tensor) else None
 
 
 def _by_argument(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -237,7 +214,7 @@ def _verify(model: nn.Module, path: Path, args: Any, kwargs: Any, dynamic_shapes
     onnx_model = OnnxModel(path, device="cpu")
     cases = [(args, kwargs)]
     if dynamic_shapes is None:
-        cases += [pytree.tree_map_only(Tensor, change, (args, kwargs)) for change in (_at_least_two, _smaller)]
+        cases += [pytree.tree_map_only(Tensor, change, (args, kwargs)) for change in (at_least_two, _smaller)]
     checked: dict[str, float] = {}
     for case_args, case_kwargs in cases:
         tensors = [leaf for leaf in pytree.tree_leaves((case_args, case_kwargs)) if isinstance(leaf, Tensor)]
@@ -248,7 +225,7 @@ def _verify(model: nn.Module, path: Path, args: Any, kwargs: Any, dynamic_shapes
 
 
 def _smaller(tensor: Tensor) -> Tensor:
-    for axis in _dynamic_axes(tensor):
+    for axis in dynamic_axes(tensor):
         if tensor.shape[axis] > 2:
             tensor = tensor.narrow(axis, 0, tensor.shape[axis] - 1)
     return tensor
