@@ -1,6 +1,6 @@
 """`python -m benchmarks [NAME …]`: run the short benchmarks, print their tables, write `benchmarks/results/NAME.json`.
 
-The long ones are run by name: `python -m benchmarks.demo_ratio` takes about an hour.
+The long ones are run by name: `python benchmarks/demo_ratio.py --jobs 2` takes about an hour.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How many steps the branches save on the demo's task, with its spread.
 
-    python benchmarks/demo_ratio.py                      # about 40 minutes on two cores
-    python benchmarks/demo_ratio.py --resume             # keeps the runs already in the results file
+    python benchmarks/demo_ratio.py --jobs 2             # two runs at a time, one thread each; about an hour
+    python benchmarks/demo_ratio.py --jobs 2 --resume    # keeps the runs already in the results file
 
 1. A learning-rate grid for each model, seed 0: its best learning rate, and the ratio of steps at each one.
 2. Each model at its own best learning rate, several seeds: the ratio of steps, plain over NOBLE, to plain's final loss.

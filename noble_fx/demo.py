@@ -110,10 +110,7 @@ def run_demo(
     _require_extras()
     _check_replaceable(folder)
     gpt, data = load_example("byte_gpt"), load_example("train_bytes")
-    try:
-        text = data.standard_library()
-    except OSError as error:
-        raise NobleError(f"the demo learns from the source of Python's standard library: {error}") from error
+    text = _read_text(data)
     console.print(
         f"Byte-level GPT, {layers} layers of width {width}, on the source of Python's standard library: "
         f"{len(text.train_files)} files, {len(text.train) / 1e6:.1f} MB to learn from, "
@@ -155,6 +152,13 @@ def run_demo(
         _write_result(result, new)
     _print_files(console, result)
     return result
+
+
+def _read_text(data: ModuleType) -> Any:
+    try:
+        return data.standard_library()
+    except OSError as error:
+        raise NobleError(f"the demo learns from the source of Python's standard library: {error}") from error
 
 
 def load_example(name: str) -> ModuleType:

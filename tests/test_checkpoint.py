@@ -108,7 +108,7 @@ def test_models_that_cannot_be_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def refuse(folder, message, model=None):
+def check_refused(folder, message, model=None):
     """load() raises with `message` and leaves the model as it was."""
     model = model or tiny()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -120,15 +120,17 @@ def refuse(folder, message, model=None):
 
 
 def test_a_model_of_another_size(folder):
-    refuse(folder, r"blocks.0.q_proj.weight is \[16, 16\] in the file and \[24, 24\] in the model", tiny(width=24))
-    refuse(folder, r"blocks.1.fc1.bias is not in the model.*and \d+ more", tiny(layers=1))
-    refuse(folder, r"blocks.2.norm.weight is not in the file", tiny(layers=3))
+    check_refused(
+        folder, r"blocks.0.q_proj.weight is \[16, 16\] in the file and \[24, 24\] in the model", tiny(width=24)
+    )
+    check_refused(folder, r"blocks.1.fc1.bias is not in the model.*and \d+ more", tiny(layers=1))
+    check_refused(folder, r"blocks.2.norm.weight is not in the file", tiny(layers=3))
 
 
 def test_a_config_of_another_rank(folder):
     path = folder / "noble_config.json"
     path.write_text(path.read_text().replace('"rank": 4', '"rank": 5', 1))
-    refuse(folder, r"blocks.0.q_proj.noble.down is \[4, 16\] in the file and \[5, 16\] in the model")
+    check_refused(folder, r"blocks.0.q_proj.noble.down is \[4, 16\] in the file and \[5, 16\] in the model")
 
 
 def test_missing_and_unexpected_keys(folder):
@@ -137,7 +139,7 @@ def test_missing_and_unexpected_keys(folder):
     del state["blocks.0.fc1.noble.up"]
     state["stranger"] = torch.zeros(1)
     save_file(state, path)
-    refuse(folder, "stranger is not in the model; blocks.0.fc1.noble.up is not in the file")
+    check_refused(folder, "stranger is not in the model; blocks.0.fc1.noble.up is not in the file")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 0.5, -1])
@@ -145,7 +147,7 @@ def test_a_truncated_file(folder, keep):
     path = folder / "model.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
-    refuse(folder, "is truncated or no safetensors file")
+    check_refused(folder, "is truncated or no safetensors file")
 
 
 @pytest.mark.parametrize(
@@ -161,13 +163,13 @@ def test_a_truncated_file(folder, keep):
 )
 def test_a_config_that_cannot_be_used(folder, text, message):
     (folder / "noble_config.json").write_text(text)
-    refuse(folder, message)
+    check_refused(folder, message)
 
 
 def test_files_that_are_not_there(folder):
-    refuse(folder / "nowhere", "noble_config.json does not exist")
+    check_refused(folder / "nowhere", "noble_config.json does not exist")
     (folder / "model.safetensors").unlink()
-    refuse(folder, "model.safetensors does not exist")
+    check_refused(folder, "model.safetensors does not exist")
 
 
 def test_loading_twice_is_refused(folder):
@@ -183,7 +185,7 @@ def test_a_registered_activation_is_needed_again(tmp_path, monkeypatch):
     noble_fx.save(model, tmp_path / "saved")
     assert torch.equal(noble_fx.load(tiny(), tmp_path / "saved")(tokens()), model(tokens()))
     monkeypatch.setattr(activations, "_USER", {})
-    refuse(tmp_path / "saved", "act='softplus' is unknown")
+    check_refused(tmp_path / "saved", "act='softplus' is unknown")
 
 
 def test_meta_models_are_told_what_to_do(folder):
