@@ -26,6 +26,10 @@ class ExportError(NobleError):
     """A model that cannot be exported, or an exported file that cannot be used."""
 
 
+class KernelError(NobleError):
+    """A kernel that cannot be generated, written, compiled or launched."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """`; nearest: 'a', 'b'` for the known names closest to `name`, else an empty string."""
     known = list(known)
