@@ -45,3 +45,18 @@ def _put(made: Path, target: Path) -> None:
         if sidecar not in (made, old):
             sidecar.replace(target.with_name(sidecar.name))
     made.replace(target)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that several processes may write at once: each reader sees all of one version. Raises `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(21, "a folder is in the file's place", str(path))
+    handle, staged_name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(staged_name, path)
+    except BaseException:
+        Path(staged_name).unlink(missing_ok=True)
+        raise
