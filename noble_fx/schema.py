@@ -1,7 +1,7 @@
 """The signatures of the project's operators. `runtime/operator.py` implements them; graphs only name them.
 
 linear           one linear map with its branch -> y
-linear_forward   the same -> (y, h), where h = x Dᵀ + d is what backward needs besides x
+linear_forward   the same -> (y, h), where h = x Dᵀ + d, in float32 or better, is what backward needs besides x
 linear_backward  one gradient per input; an empty tensor where `needs` says no
 """
 

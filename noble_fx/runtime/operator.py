@@ -9,8 +9,9 @@ the size of y. Two inner operators carry that (`schema.py`), so that compiled gr
     dt = dy U        dh = dσ(h)ᵀ dt      dx = dy W + dh D
     dW = dyᵀ x       dU = dyᵀ σ(h)       dD = dhᵀ x       db = Σ dy       dd = Σ dh
 
-σ is computed in float32 or better whatever the dtype of x. Under autocast x, W, b, D, d and U are cast as for
-`F.linear`; σ's own parameters are left as they are.
+σ is computed in float32 or better whatever the dtype of x, and h is kept so: a kernel hands it over unrounded, because
+a cosine's argument of 20 to 40 cannot be told from its neighbours in bfloat16. Under autocast x, W, b, D, d and U are
+cast as for `F.linear`; σ's own parameters are left as they are.
 """
 
 from __future__ import annotations
@@ -44,8 +45,13 @@ def eager_linear(
     return F.linear(x, weight, bias) + F.linear(trace_activation.eager(act_key, list(act), h), up)
 
 
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The dtype of σ and of h beside an x of this dtype."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def _program(h: Tensor, act_key: str) -> ActivationProgram:
-    return activation_program(act_key, h.shape[-1], torch.promote_types(h.dtype, torch.float32))
+    return activation_program(act_key, h.shape[-1], h.dtype)
 
 
 def _widen(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -62,10 +68,8 @@ def _forward(
     act: Sequence[Tensor],
     act_key: str,
 ) -> tuple[Tensor, Tensor]:
-    h = F.linear(x, down, down_bias)
-    rows = h.reshape(-1, h.shape[-1])
-    wide = torch.promote_types(h.dtype, torch.float32)
-    t = _program(h, act_key).forward(rows.to(wide), *_widen(act, wide)).to(h.dtype)
+    h = F.linear(x, down, down_bias).to(_wide(x))
+    t = _program(h, act_key).forward(h.reshape(-1, h.shape[-1]), *_widen(act, h.dtype)).to(x.dtype)
     # The same call as the plain layer's, then an accumulation: with U = 0 the result is the plain layer's bit for bit.
     y = F.linear(x, weight, bias).contiguous()
     y.view(-1, y.shape[-1]).addmm_(t, up.t())
@@ -89,10 +93,8 @@ def _backward(
 ) -> list[Tensor]:
     need_x, need_weight, need_bias, need_down, need_down_bias, need_up, *need_act = needs
     dy, x, h, shape = (*(v.reshape(-1, v.shape[-1]) for v in (dy, x, h)), x.shape)
-    wide = torch.promote_types(h.dtype, torch.float32)
-    program = _program(h, act_key)
-    t, dh, *dact = program.backward(h.to(wide), *_widen(act, wide), (dy @ up).to(wide))
-    t, dh = t.to(h.dtype), dh.to(h.dtype)
+    t, dh, *dact = _program(h, act_key).backward(h, *_widen(act, h.dtype), (dy @ up).to(h.dtype))
+    t, dh = t.to(x.dtype), dh.to(x.dtype)
     dact = [g.to(p.dtype) if need else None for g, p, need in zip(dact, act, need_act, strict=False)]
     found = [
         (dy @ weight).addmm_(dh, down).view(shape) if need_x else None,
@@ -121,7 +123,7 @@ def _linear_fake(x, weight, bias, down, down_bias, up, act, act_key):
 
 @torch.library.register_fake("noble_fx::linear_forward", lib=library)
 def _forward_fake(x, weight, bias, down, down_bias, up, act, act_key):
-    return x.new_empty((*x.shape[:-1], weight.shape[0])), x.new_empty((*x.shape[:-1], down.shape[0]))
+    return x.new_empty((*x.shape[:-1], weight.shape[0])), x.new_empty((*x.shape[:-1], down.shape[0]), dtype=_wide(x))
 
 
 @torch.library.register_fake("noble_fx::linear_backward", lib=library)

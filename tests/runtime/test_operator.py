@@ -196,3 +196,13 @@ def test_the_package_registers_one_operator_per_purpose():
         "linear_backward",
     }
     assert noble_fx.runtime.operator.eager_linear.__doc__
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_h_is_kept_in_float32_or_better(dtype):
+    layer, x = layer_of().to(dtype), torch.randn(2, 3, 9, dtype=dtype)
+    with torch.no_grad():
+        y, h = torch.ops.noble_fx.linear_forward(*arguments(layer, x))
+    assert y.dtype == dtype
+    assert h.dtype == torch.promote_types(dtype, torch.float32)
+    torch.library.opcheck(torch.ops.noble_fx.linear_forward, arguments(layer.requires_grad_(False), x))
