@@ -8,9 +8,10 @@ from noble_fx.activations import activation_names, register_activation
 from noble_fx.branch import NobleBranch, NobleLinear
 from noble_fx.checkpoint import load, save
 from noble_fx.config import PRESETS, NobleConfig, NoblePreset
-from noble_fx.errors import CaptureError, CheckpointError, ConfigError, ExportError, NobleError
+from noble_fx.errors import CaptureError, CheckpointError, ConfigError, ExportError, KernelError, NobleError
 from noble_fx.explain import Explanation, explain
 from noble_fx.export import ExportReport, export_onnx
+from noble_fx.kernels import KernelSet, kernels
 from noble_fx.program import Program, Site
 from noble_fx.training import param_groups
 from noble_fx.transform import disabled, programs, remove, reset_branches, sites, transform
@@ -25,6 +26,8 @@ __all__ = [
     "Explanation",
     "ExportError",
     "ExportReport",
+    "KernelError",
+    "KernelSet",
     "NobleBranch",
     "NobleConfig",
     "NobleError",
@@ -36,6 +39,7 @@ __all__ = [
     "disabled",
     "explain",
     "export_onnx",
+    "kernels",
     "load",
     "param_groups",
     "programs",

@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.syntax import Syntax
 from torch import nn
 
 import noble_fx
 from noble_fx.errors import ConfigError, NobleError
 from noble_fx.explain import site_table
+from noble_fx.kernels import dtype_of, resource_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,9 +54,25 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, dest="folder", metavar="FOLDER", help="where to write (default: demo/)")
     demo.set_defaults(run=_demo)
 
+    _kernels_command(commands)
     _model_command(commands, "sites", "list the linear maps of a model and what would be augmented", _sites)
     _model_command(commands, "explain", "transform a model and account for it: sites, passes, cost", _explain)
     return parser
+
+
+def _kernels_command(commands: Any) -> None:
+    command = commands.add_parser("kernels", help="print a layer's GPU kernels, or what the compiler makes of them")
+    command.add_argument("--act", default="cosnet", help="a name of noble_fx.activation_names() (default: cosnet)")
+    command.add_argument("--in", type=int, default=4096, dest="in_features", metavar="K", help="default: 4096")
+    command.add_argument("--out", type=int, default=4096, dest="out_features", metavar="N", help="default: 4096")
+    command.add_argument("--rank", type=int, default=64, help="default: 64")
+    command.add_argument("--dtype", default="bf16", help="bf16, fp16 or fp32 (default: bf16)")
+    command.add_argument("--preset", default="paper", help="paper or reference (default: paper)")
+    command.add_argument("--no-bias", action="store_true", help="a layer without a bias of its own")
+    command.add_argument("--kernel", metavar="NAME", help="this kernel only")
+    command.add_argument("--target", help="compile for sm_80, sm_90 or gfx942 and print the resources; no GPU needed")
+    command.add_argument("--write", type=Path, metavar="FOLDER", help="write the sources into a new folder")
+    command.set_defaults(run=_kernels)
 
 
 def _model_command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> None:
@@ -108,6 +126,34 @@ def _explain(args: argparse.Namespace) -> None:
         print(json.dumps(explanation.to_dict(), indent=2, ensure_ascii=False))
     else:
         print(explanation)
+
+
+def _kernels(args: argparse.Namespace) -> None:
+    found = noble_fx.kernels(
+        args.act,
+        in_features=args.in_features,
+        out_features=args.out_features,
+        rank=args.rank,
+        dtype=dtype_of(args.dtype),
+        bias=not args.no_bias,
+        preset=args.preset,
+    )
+    if args.kernel:
+        found = found.only(args.kernel)
+    if args.write:
+        found.write(args.write)
+    console = Console()
+    if args.target:
+        console.print(found)
+        console.print(resource_table(found.compile(args.target), args.target))
+    elif args.write:
+        console.print(found)
+    else:
+        for source in found.sources.values():
+            if console.is_terminal:
+                console.print(Syntax(source, "python"))
+            else:  # as it is, so that it can be piped into a file
+                print(source)
 
 
 def build_model(spec: str) -> nn.Module:

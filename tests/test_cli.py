@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+import noble_fx
 from noble_fx import cli
 
 LLAMA = {
@@ -69,3 +70,31 @@ def test_help_names_every_command(capsys):
         cli.main(["--help"])
     text = capsys.readouterr().out
     assert all(name in text for name in ("demo", "sites", "explain"))
+
+
+KERNELS = ["kernels", "--in", "64", "--out", "48", "--rank", "8"]
+
+
+def test_kernels_prints_sources_as_they_are(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path))
+    assert cli.main([*KERNELS, "--kernel", "linear_up_forward"]) == 0
+    source = noble_fx.kernels(in_features=64, out_features=48, rank=8).sources["linear_up_forward"]
+    assert capsys.readouterr().out == source + "\n"
+
+
+def test_kernels_for_a_target_and_a_folder(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path))
+    arguments = [*KERNELS, "--kernel", "linear_up_forward", "--target", "sm_90", "--write", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "sm_90" in out
+    assert "registers" in out
+    assert (tmp_path / "out" / "linear_up_forward.py").is_file()
+    assert cli.main(arguments) == 2
+
+
+@pytest.mark.parametrize("wrong", [["--act", "cosnot"], ["--dtype", "fp8"], ["--target", "sm_1"], ["--rank", "999"]])
+def test_kernels_of_what_cannot_be(wrong, capsys):
+    assert cli.main([*KERNELS, *wrong]) == 2
+    assert "noble-fx: " in capsys.readouterr().err

@@ -23,7 +23,7 @@ ROOMS = [
     {"draw"},
     {"runtime"},
     {"transform"},
-    {"training", "checkpoint", "explain", "export"},
+    {"training", "checkpoint", "explain", "export", "kernels"},
     {"__init__"},
     {"demo", "cli"},
 ]
