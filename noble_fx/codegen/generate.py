@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from noble_fx.codegen.forward import linear_up_forward
+import functools
+
+from noble_fx.codegen.backward import bottleneck_backward, linear_backward_input, partials
+from noble_fx.codegen.forward import bottleneck_forward, linear_up_forward
 from noble_fx.codegen.kernel import Kernel
-from noble_fx.codegen.plan import Plan
+from noble_fx.codegen.plan import DTYPES, Plan
+from noble_fx.codegen.reduce import reduce_partials
 
 
+@functools.lru_cache(maxsize=256)
 def generate(plan: Plan) -> dict[str, Kernel]:
     """All kernels of this plan; raises `KernelError` with the reason where σ cannot be lowered."""
-    kernels = [linear_up_forward(plan)]
+    kernels = [
+        bottleneck_forward(plan),
+        linear_up_forward(plan),
+        bottleneck_backward(plan),
+        linear_backward_input(plan),
+    ]
+    if sums := partials(plan):
+        own, theirs = DTYPES[plan.layer.dtype], DTYPES[plan.layer.act_dtype]
+        parts = [(one.name, one.size, own if one.node is None else theirs) for one in sums]
+        note = "a row is one row tile's share of the gradients of d and of σ's parameters"
+        kernels.append(reduce_partials("reduce_partials", plan.layer, "partials", parts, note))
     return {kernel.name: kernel for kernel in kernels}

@@ -62,7 +62,7 @@ def product(plan: Plan, tile: Tile, name: str, title: str, outs: tuple[Out, ...]
         f"{dtype}; one program: {tile.rows} rows × {tile.columns} columns, steps of {tile.depth}; float32 accumulator",
         f"{plan.backend} · {tile.warps} warps · {tile.stages} stages · generator {GENERATOR}",
     ]
-    source.header(f"{name}: {title}", facts, libdevice=False)
+    source.header(f"{name}: {title}", facts)
     with source.function(name, list(arguments.values())):
         _place(source, tile, sum(tiles))
         _choose_site(source, outs, tiles)

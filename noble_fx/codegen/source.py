@@ -16,10 +16,17 @@ class Source:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._depth = 0
+        self._once: set[str] = set()
 
     def line(self, text: str = "") -> None:
         """One line at the current depth; empty for a blank one."""
         self._lines.append("    " * self._depth + text if text else "")
+
+    def once(self, text: str) -> None:
+        """A line that the function holds only once, at its first place; not for lines inside a block."""
+        if text not in self._once:
+            self._once.add(text)
+            self.line(text)
 
     def paragraph(self, comment: str) -> None:
         """A blank line and a comment that says what the next lines do."""
@@ -35,7 +42,7 @@ class Source:
         yield
         self._depth -= 1
 
-    def header(self, title: str, facts: Sequence[str], libdevice: bool) -> None:
+    def header(self, title: str, facts: Sequence[str]) -> None:
         """The docstring and the imports."""
         self.line(f'"""{title}')
         self.line()
@@ -47,12 +54,11 @@ class Source:
         self.line()
         self.line("import triton")
         self.line("import triton.language as tl")
-        if libdevice:
-            self.line("from triton.language.extra import libdevice")
 
     @contextmanager
     def function(self, name: str, arguments: Sequence[Argument | str]) -> Iterator[None]:
         """One `@triton.jit` function."""
+        self._once.clear()
         self.line()
         self.line()
         self.line("@triton.jit")
@@ -69,4 +75,28 @@ class Source:
             yield
 
     def __str__(self) -> str:
-        return "\n".join(self._lines) + "\n"
+        """The whole file, with the device library and the fast waves where a line uses them."""
+        text = "\n".join(self._lines) + "\n"
+        waves = [wave for wave in ("cos", "sin") if f"fast_{wave}(" in text]
+        if waves:
+            text = text.replace(_IMPORTS, _IMPORTS + _REDUCTION + "".join(_FAST.format(wave=wave) for wave in waves))
+        if "libdevice." in text:
+            text = text.replace(_IMPORTS, f"{_IMPORTS}from triton.language.extra import libdevice\n")
+        return text
+
+
+_IMPORTS = "import triton\nimport triton.language as tl\n"
+_REDUCTION = """
+# 2π as the sum of two float32 numbers, and the turns in a radian.
+TWO_PI_HIGH = tl.constexpr(6.2831854820251465)
+TWO_PI_LOW = tl.constexpr(-1.7484556000744883e-07)
+TURNS = tl.constexpr(0.15915494309189535)
+"""
+_FAST = '''
+
+@triton.jit
+def fast_{wave}(angle):
+    # The hardware's {wave} is good near zero only: full turns are taken off first, in float32.
+    turns = libdevice.rint(angle * TURNS)
+    return libdevice.fast_{wave}f(angle - turns * TWO_PI_HIGH - turns * TWO_PI_LOW)
+'''

@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from noble_fx.activations import template
 
 _ROWS = 6
+ROWS = 10_007  # stands for the rows in the shapes of a typed program; a prime that no bottleneck has as its width
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ActivationProgram:
 
     forward: fx.GraphModule
     backward: fx.GraphModule
+    names: tuple[str, ...]  # of σ's tensors, parameters first
     parameters: int
 
 
@@ -57,20 +60,30 @@ def why_untraceable(key: str, rank: int) -> str:
     return ""
 
 
-def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
+@functools.cache
+def typed_program(key: str, rank: int) -> ActivationProgram:
+    """The same graphs for the kernels: float32, every node's shape in `meta["val"]` (`ROWS` for the rows), and derived
+    operators (GELU, SiLU, norms and their derivatives) taken apart into those of the lowering table."""
+    activation_program(key, rank, torch.float32)  # refuses what is not faithful
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_trace_typed, key, rank).result()
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """σ as functions of (h, *tensors) and of (h, *tensors, dt)."""
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., tuple[Tensor, ...]]
+    tensors: tuple[Tensor, ...]  # parameters first; on the meta device
+    names: tuple[str, ...]
+    parameters: int
+
+
+def _functions(key: str) -> _Functions:
     act = template(key).train()  # a dropout must show itself
     names = _tensor_names(act)
     parameters = len(list(act.parameters()))
-    generator = torch.Generator().manual_seed(0)
-
-    def sample(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, dtype=dtype) + 0.5
-
-    tensors = [
-        sample(*t.shape) if t.is_floating_point() else torch.ones(t.shape, dtype=t.dtype)
-        for t in [*act.parameters(), *act.buffers()]
-    ]
-    h, dt = sample(_ROWS, rank), sample(_ROWS, rank)
 
     def forward(h: Tensor, *tensors: Tensor) -> Tensor:
         return functional_call(act, dict(zip(names, tensors, strict=True)), (h,))
@@ -83,16 +96,57 @@ def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
         )
         return (t, *vjp(dt))
 
+    return _Functions(forward, backward, (*act.parameters(), *act.buffers()), tuple(names), parameters)
+
+
+def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
+    act = _functions(key)
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=dtype) + 0.5
+
+    tensors = [
+        sample(*t.shape) if t.is_floating_point() else torch.ones(t.shape, dtype=t.dtype) for t in act.tensors
+    ]
+    h, dt = sample(_ROWS, rank), sample(_ROWS, rank)
     try:
         with torch.random.fork_rng(devices=[]):  # a random σ shows itself here; it must not move the caller's generator
-            _check_operators(make_fx(forward)(h, *tensors))
-        graphs = [_graph(forward, h, *tensors), _graph(backward, h, *tensors, dt)]
-        _check_rows(forward, h, tensors)  # after the graphs have shown that nothing is drawn at random
+            _check_sources(make_fx(act.forward)(h, *tensors))
+        graphs = [_graph(act.forward, h, *tensors), _graph(act.backward, h, *tensors, dt)]
+        _check_rows(act.forward, h, tensors)  # after the graphs have shown that nothing is drawn at random
     except Untraceable:
         raise
     except Exception as error:
         raise Untraceable(f"{type(error).__name__} while tracing: {str(error).splitlines()[0]}") from error
-    return ActivationProgram(graphs[0], graphs[1], parameters)
+    return ActivationProgram(graphs[0], graphs[1], act.names, act.parameters)
+
+
+def _trace_typed(key: str, rank: int) -> ActivationProgram:
+    act = _functions(key)
+    tensors = [torch.empty(t.shape, dtype=torch.float32 if t.is_floating_point() else t.dtype) for t in act.tensors]
+    h, dt = torch.empty(ROWS, rank), torch.empty(ROWS, rank)
+
+    def graph(fn: Callable[..., Any], *args: Tensor) -> fx.GraphModule:
+        pure = torch.func.functionalize(fn, remove="mutations")
+        made = make_fx(pure, decomposition_table=_decompositions(), tracing_mode="fake")(*args)
+        made.graph.eliminate_dead_code()
+        made.graph = fx_graph_cse(made.graph)  # forward, traced again inside backward
+        return made
+
+    forward, backward = graph(act.forward, h, *tensors), graph(act.backward, h, *tensors, dt)
+    return ActivationProgram(forward, backward, act.names, act.parameters)
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    names = """gelu gelu_backward silu silu_backward tanh_backward sigmoid_backward leaky_relu leaky_relu_backward
+        threshold_backward softplus softplus_backward elu elu_backward hardtanh_backward hardswish hardswish_backward
+        hardsigmoid hardsigmoid_backward mish mish_backward log_sigmoid_forward log_sigmoid_backward celu selu
+        softshrink hardshrink softshrink_backward native_layer_norm native_layer_norm_backward _softmax
+        _softmax_backward_data _fused_rms_norm _fused_rms_norm_backward var_mean var std addcmul addcdiv lerp
+        slice_backward logit relu6 rms_norm linalg_vector_norm prelu _prelu_kernel _prelu_kernel_backward""".split()
+    found = [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
+    return torch._decomp.get_decompositions(found)
 
 
 def _tensor_names(act: nn.Module) -> list[str]:
@@ -117,13 +171,17 @@ def _graph(fn: Callable[..., Any], *args: Tensor) -> fx.GraphModule:
     return graph_module
 
 
-def _check_operators(graph_module: fx.GraphModule) -> None:
+def _check_sources(graph_module: fx.GraphModule) -> None:
     for node in graph_module.graph.nodes:
         if node.op == "get_attr":
             raise Untraceable("holds a tensor that is neither a parameter nor a buffer")
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise Untraceable(f"draws random numbers ({node.target})")
+
+
+def _check_operators(graph_module: fx.GraphModule) -> None:
+    _check_sources(graph_module)
+    for node in graph_module.graph.nodes:
         if getattr(node.target, "_schema", None) is not None and node.target._schema.is_mutable:
             raise Untraceable(f"changes a tensor in place ({node.target})")
 

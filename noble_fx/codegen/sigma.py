@@ -1,0 +1,185 @@
+"""σ inside a kernel: its inputs bound to loads, its lines, its results stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from noble_fx.codegen.axes import UNIT, Axes, Segment
+from noble_fx.codegen.kernel import Argument
+from noble_fx.codegen.lower import Lowering, Place, Value, channels
+from noble_fx.codegen.plan import DTYPES, MAX_TILE, Plan, Tile, power_of_two
+from noble_fx.codegen.product import dot
+from noble_fx.codegen.source import Source
+from noble_fx.codegen.trace_activation import ROWS, ActivationProgram, Untraceable, typed_program
+from noble_fx.errors import KernelError
+
+_TYPES = {"torch.bool": "i1", "torch.int64": "i64", "torch.int32": "i32", "torch.uint8": "i8"}
+
+
+def activation(plan: Plan) -> ActivationProgram:
+    """σ's typed graphs; raises `KernelError` with the reason where there are none."""
+    try:
+        return typed_program(plan.layer.act, plan.layer.rank)
+    except Untraceable as reason:
+        raise KernelError(str(reason)) from None
+
+
+def tensor_name(name: str) -> str:
+    """What a kernel calls one of σ's tensors."""
+    return f"act_{name.replace('.', '_')}"
+
+
+def activation_arguments(plan: Plan, site: int | None = None) -> list[Argument]:
+    """Pointers to σ's tensors, of one site or of the only one."""
+    program = activation(plan)
+    nodes = [node for node in program.forward.graph.nodes if node.op == "placeholder"][1:]
+    found = []
+    for name, node in zip(program.names, nodes, strict=True):
+        dtype = node.meta["val"].dtype
+        kind = DTYPES[plan.layer.act_dtype] if dtype.is_floating_point else _TYPES[str(dtype)]
+        shown = tensor_name(name)
+        found.append(Argument(f"{shown if site is None else plan.layer.name(shown, site)}_ptr", f"*{kind}"))
+    return found
+
+
+def bottleneck_segments(plan: Plan) -> list[Segment]:
+    """The tiles of the bottleneck's channels that the kernels accumulate h and dt in, as σ's graphs cut them."""
+    program = activation(plan)
+    found = []
+    for graph in (program.forward.graph, program.backward.graph):
+        low = Lowering(graph, plan, Source(), 16)
+        found.append([low.segments(low.axes_of(node)[1]) for node in (low.inputs[0], low.outputs[0])])
+    return found[0][0]
+
+
+@dataclass
+class Sigma:
+    """One of σ's graphs in one kernel, for one site."""
+
+    plan: Plan
+    source: Source
+    tile: Tile
+    graph: fx.Graph
+    site: int | None  # None: the tensors' names carry no site
+
+    def __post_init__(self) -> None:
+        self.low = Lowering(self.graph, self.plan, self.source, self.tile.rows)
+        names = activation_arguments(self.plan, self.site)
+        for node, argument in zip(self.low.inputs[1:], names, strict=False):
+            self._bind_load(node, argument)
+
+    def segments(self, node: Any) -> list[Segment]:
+        """The channel tiles of a value [rows, r]."""
+        return self.low.segments(self.low.axes_of(node)[1])
+
+    def bind(self, node: fx.Node, name: str) -> None:
+        """An input [rows, r] that the kernel has already, in variables `name`, one for each tile of channels."""
+
+        def load(value: Value) -> None:
+            for place in self.low.places(value):
+                value.tiles[place] = tile_name(name, place[1], self.segments(node))
+
+        self.low.bind(node, load)
+
+    def _bind_load(self, node: fx.Node, argument: Argument) -> None:
+        shape = tuple(node.meta["val"].shape)
+        cast = "" if argument.type in ("*fp32", "*i1", "*i32", "*i64", "*i8") else ".to(tl.float32)"
+
+        def load(value: Value) -> None:
+            base = argument.name.removesuffix("_ptr")
+            value.clean = True
+            for place in self.low.places(value):
+                name = "_".join([base, *self.low.cut(value, place)])
+                address, mask = self.address(argument.name, place, shape)
+                if "&" in mask:
+                    self.source.line(f"inside = {mask}")
+                    mask = "inside"
+                masked = f", mask={mask}, other=0" if mask else ""
+                self.source.line(f"{name} = tl.load({address}{masked}){cast}")
+                value.tiles[place] = name
+
+        self.low.bind(node, load)
+
+    def address(self, base: str, place: Place, shape: Sequence[int]) -> tuple[str, str]:
+        """The text of a tile's addresses in a contiguous tensor of channels, and of its mask ("" where none)."""
+        terms, masks, stride = [base], [], 1
+        for at in reversed(range(len(place))):
+            spread = "" if len(place) == 1 else "[:, None]" if at == 0 else "[None, :]"
+            index = f"{self.low.index(place[at])}{spread}"
+            terms.insert(1, index if stride == 1 else f"{index} * {stride}")
+            if place[at].padded:
+                masks.insert(0, self.low.bound(place[at], spread))
+            stride *= shape[at]
+        joined = masks[0] if len(masks) == 1 else " & ".join(f"({mask})" for mask in masks)
+        return " + ".join(terms), joined
+
+    def store_rows(self, node: Any, tensor: str) -> None:
+        """Write a result [rows, r] to `tensor`."""
+        value = self.low.value(node)
+        rank = self.plan.layer.rank
+        for place in self.low.places(value):
+            index = f"{self.low.index(place[1])}[None, :]"
+            inside = f"live[:, None] & ({self.low.bound(place[1], '[None, :]')})" if place[1].padded else ""
+            text = self.low.solid(value.tiles[place], place)
+            store_rows(self.source, tensor, index, rank, text, inside)
+
+
+def store_rows(source: Source, tensor: str, index: str, columns: int, text: str, inside: str) -> None:
+    """Write one tile of a tensor [rows, columns], contiguous."""
+    address = f"{tensor}_ptr + row[:, None] * {columns} + {index}"
+    source.line(f"tl.store({address}, {text}, mask={inside or 'live[:, None]'})")
+
+
+def tile_name(base: str, segment: Segment, segments: Sequence[Segment]) -> str:
+    """The variable that holds one tile of the bottleneck: `h`, or `h_c0`, `h_c128` where there are several."""
+    return base if len(segments) == 1 else f"{base}_c{segment.start}"
+
+
+def begin_rows(source: Source, rows: int, program: str) -> None:
+    """The row numbers of this program; reads past the end are clamped, and `live` masks what they compute."""
+    source.line(f"row = {program}.to(tl.int64) * {rows} + tl.arange(0, {rows})")
+    source.line("live = row < rows")
+    source.line("row_read = tl.minimum(row, rows - 1)[:, None]")
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """One of the narrow results of a bottleneck product: variable, right operand, and its tiles of channels."""
+
+    name: str
+    right: str
+    segments: tuple[Segment, ...]
+
+
+def narrow_products(source: Source, plan: Plan, tile: Tile, left: str, depth: str, outs: Sequence[Narrow], transposed: bool) -> None:
+    """left [rows, depth] times narrow right operands, all in one loop over the depth; left is read once.
+
+    `transposed`: right is stored [r, depth], as D is; else [depth, r], as U is. `depth` is a number or a variable.
+    """
+    rank = plan.layer.rank
+    ragged = not depth.isdigit() or int(depth) % tile.depth
+    source.line(f"step = tl.arange(0, {tile.depth})")
+    source.line(f"{left}_tile_ptr = {left}_ptr + row_read * {left}_stride_0 + step[None, :]")
+    accumulators = []
+    for out in outs:
+        for segment in out.segments:
+            name, right = tile_name(out.name, segment, out.segments), tile_name(out.right, segment, out.segments)
+            index = channels(source, segment, rank)
+            last = segment.start + segment.size - 1
+            index = f"tl.minimum({index}, {last})[None, :]" if segment.padded else f"{index}[None, :]"
+            place = f"{index} * {depth} + step[:, None]" if transposed else f"{index} + step[:, None] * {rank}"
+            source.line(f"{right}_tile_ptr = {out.right}_ptr + {place}")
+            source.line(f"{name} = tl.zeros([{tile.rows}, {segment.tile}], tl.float32)")
+            accumulators.append((name, right))
+    with source.block(f"for start in range(0, {depth}, {tile.depth})"):
+        mask = f", mask=step{{}} < {depth} - start, other=0.0" if ragged else ""
+        source.line(f"{left}_tile = tl.load({left}_tile_ptr{mask.format('[None, :]')})")
+        source.line(f"{left}_tile_ptr += {tile.depth}")
+        for name, right in accumulators:
+            source.line(f"{right}_tile = tl.load({right}_tile_ptr{mask.format('[:, None]')})")
+            source.line(f"{name} = {dot(plan, f'{left}_tile', f'{right}_tile', name)}")
+            source.line(f"{right}_tile_ptr += {tile.depth if transposed else tile.depth * rank}")
