@@ -58,7 +58,7 @@ def _widen(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return [t.to(dtype) if t.is_floating_point() else t for t in tensors]
 
 
-def _forward(
+def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -77,10 +77,10 @@ def _forward(
 
 
 def _linear(*inputs: Any) -> Tensor:
-    return _forward(*inputs)[0]
+    return forward(*inputs)[0]
 
 
-def _backward(
+def backward(
     dy: Tensor,
     x: Tensor,
     h: Tensor,
@@ -112,8 +112,8 @@ def _backward(
 
 # Written in PyTorch operators, so right on every device.
 library.impl("linear", _linear, "CompositeExplicitAutograd")
-library.impl("linear_forward", _forward, "CompositeExplicitAutograd")
-library.impl("linear_backward", _backward, "CompositeExplicitAutograd")
+library.impl("linear_forward", forward, "CompositeExplicitAutograd")
+library.impl("linear_backward", backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("noble_fx::linear", lib=library)

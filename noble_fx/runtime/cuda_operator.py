@@ -1,0 +1,163 @@
+"""The CUDA side of `noble_fx::linear`: generated kernels where there are some, PyTorch operators where not.
+
+`why_no_kernel` says without a GPU what would be said with one about a σ, a rank and a dtype; the GPU itself has a word
+too (`backend_of_device`). Whatever has no kernel runs as `operator.py` writes it, which is right on every device.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from noble_fx import schema
+from noble_fx.codegen.plan import GENERATOR, Layer
+from noble_fx.errors import KernelError
+from noble_fx.runtime import operator
+from noble_fx.runtime.choice import Way, choose
+from noble_fx.runtime.layer_kernels import LayerKernels, Row, layer_kernels
+from noble_fx.runtime.load import have_triton
+
+_OLDEST = (8, 0)  # the first NVIDIA GPUs with bfloat16 on tensor cores
+_log = logging.getLogger(__name__)
+_refused: set[str] = set()  # titles of what the compiler or the GPU would not take, so that it is tried once
+Answer = TypeVar("Answer")
+
+
+def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype) -> str:
+    """Why a branch with this σ has no generated kernels on a GPU; "" where it has. Needs no GPU."""
+    if not have_triton():
+        return "triton is not installed"
+    found = _kernels(Layer(rank, (rank,), rank, act_key, dtype, dtype), "cuda", False)
+    return found if isinstance(found, str) else ""
+
+
+@functools.lru_cache(maxsize=512)
+def _kernels(layer: Layer, backend: str, tf32: bool) -> LayerKernels | str:
+    try:
+        return layer_kernels(layer, backend, tf32)
+    except KernelError as reason:
+        return str(reason)
+
+
+@functools.cache
+def backend_of_device(device: torch.device) -> str:
+    """Triton's backend for tensors on this device, or "" where kernels cannot run there."""
+    if device.type != "cuda" or not have_triton():
+        return ""
+    if torch.version.hip:
+        return "hip"
+    return "cuda" if torch.cuda.get_device_capability(device) >= _OLDEST else ""
+
+
+def kernels_for(row: Row, sites: int, act_key: str, bias: bool, down_bias: bool) -> LayerKernels | None:
+    """The kernels for these tensors, or None where PyTorch operators must do."""
+    x, *others = row
+    assert x is not None
+    weights, down, act = others[:sites], others[2 * sites], others[5 * sites :]
+    assert down is not None
+    backend = backend_of_device(x.device)
+    stored = {one.dtype for one in act if one is not None and one.is_floating_point()} or {x.dtype}
+    given = [one for one in row if one is not None]
+    alike = all(one is None or one.dtype == x.dtype for one in others[: 5 * sites])
+    if not backend or not alike or len(stored) > 1 or any(one.device != x.device for one in given):
+        return None
+    columns = tuple(weight.shape[0] for weight in weights if weight is not None)
+    layer = Layer(x.shape[-1], columns, down.shape[0], act_key, x.dtype, stored.pop(), bias, down_bias)
+    tf32 = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    found = _kernels(layer, backend, tf32)
+    return found if isinstance(found, LayerKernels) and found.title not in _refused else None
+
+
+def forward(row: Row, sites: int, act_key: str) -> tuple[list[Tensor], Tensor] | None:
+    """y [.., N] of each site and h [G, .., r], by generated kernels; None where PyTorch operators must do."""
+    kernels = kernels_for(row, sites, act_key, row[1 + sites] is not None, row[1 + 3 * sites] is not None)
+    x = row[0]
+    if kernels is None or x is None:
+        return None
+    flat, batch = [x.reshape(-1, x.shape[-1]), *row[1:]], x.shape[:-1]
+    found = _chosen(kernels, "forward", kernels.forward_ways(), x, lambda way: kernels.forward(flat, way))
+    if found is None:
+        return None
+    y, h = found
+    return [one.view(*batch, one.shape[-1]) for one in y], h.view(sites, *batch, h.shape[-1])
+
+
+def backward(
+    dy: Sequence[Tensor], x: Tensor, h: Tensor, rest: Row, sites: int, act_key: str, needs: Sequence[bool]
+) -> list[Tensor | None] | None:
+    """One gradient for each tensor of the row x, *rest, None where `needs` says no; or None as for `forward`."""
+    row = [x.reshape(-1, x.shape[-1]), *rest]
+    biases, down_biases = any(needs[1 + sites : 1 + 2 * sites]), any(needs[1 + 3 * sites : 1 + 4 * sites])
+    kernels = kernels_for(row, sites, act_key, biases, down_biases)
+    if kernels is None:
+        return None
+    rows, h = [one.reshape(-1, one.shape[-1]) for one in dy], h.reshape(sites, -1, h.shape[-1])
+    ways = kernels.backward_ways(dict(zip(kernels.names(), needs, strict=True)))
+    direction = f"backward {''.join('01'[need] for need in needs)}"
+    found = _chosen(kernels, direction, ways, x, lambda way: kernels.backward(rows, h, row, needs, way))
+    if found is not None and found[0] is not None:
+        found[0] = found[0].view(x.shape)
+    return found
+
+
+def _chosen(
+    kernels: LayerKernels, direction: str, ways: tuple[list[Way], Way], x: Tensor, run: Callable[[Way], Answer]
+) -> Answer | None:
+    """What the fastest way answers; None, and a warning once, where the GPU or the compiler refuses the kernels."""
+    rows, (possible, way) = x.numel() // x.shape[-1], ways
+    try:
+        if rows:
+            question = f"{direction}, {1 << (rows - 1).bit_length()} rows or fewer, {kernels.title}, {_where(x.device)}"
+            way = choose(question, possible, way, run, x.device)
+        return run(way)
+    except KernelError as problem:
+        _refused.add(kernels.title)
+        _log.warning("PyTorch operators are used instead of generated kernels: %s", problem)
+        return None
+
+
+@functools.cache
+def _where(device: torch.device) -> str:
+    """What a measured choice depends on besides the layer and its rows."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    triton = metadata.version("triton") if have_triton() else "none"
+    return f"{name}, torch {torch.__version__}, triton {triton}, generator {GENERATOR}"
+
+
+# --- the operators ---------------------------------------------------------------------------------------------------
+
+
+def _linear_forward(x, weight, bias, down, down_bias, up, act, act_key):
+    found = forward([x, weight, bias, down, down_bias, up, *act], 1, act_key)
+    if found is None:
+        return operator.forward(x, weight, bias, down, down_bias, up, act, act_key)
+    y, h = found
+    return y[0], h[0]
+
+
+def _linear(*inputs: Any) -> Tensor:
+    return _linear_forward(*inputs)[0]
+
+
+def _linear_backward(dy, x, h, weight, down, up, act, act_key, needs):
+    found = backward([dy], x, h, [weight, None, down, None, up, *act], 1, act_key, needs)
+    if found is None:
+        return operator.backward(dy, x, h, weight, down, up, act, act_key, needs)
+    return [dy.new_empty(0) if gradient is None else gradient for gradient in found]
+
+
+def register(library: Library, device: str = "CUDA") -> None:
+    """Make these the operators' implementations for a device."""
+    library.impl("linear", _linear, device)
+    library.impl("linear_forward", _linear_forward, device)
+    library.impl("linear_backward", _linear_backward, device)
+
+
+register(schema.library)
