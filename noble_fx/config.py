@@ -82,7 +82,7 @@ class NobleConfig:
     preset: str | NoblePreset = "paper"
     init_base: bool = False
     capture: str = "auto"
-    fuse: bool = True
+    fuse: bool | str = True  # "require": an error where a site would have no generated kernels on a GPU
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -98,6 +98,8 @@ class NobleConfig:
             check_regex(self.select, "select")
         if isinstance(self.exclude, str):
             check_regex(self.exclude, "exclude")
+        if self.fuse not in (True, False, "require"):
+            raise ConfigError(f"fuse={self.fuse!r} must be True, False or 'require'")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
             raise ConfigError(f"seed={self.seed!r} must be None or an integer ≥ 0")
         self.recipe  # noqa: B018 - refuses an unknown preset here, not at first use

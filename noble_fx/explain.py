@@ -11,9 +11,11 @@ from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
 
-from noble_fx.attach import named_branches
+from noble_fx.attach import branch_paths, named_branches
+from noble_fx.branch import NobleBranch
 from noble_fx.exported_model import ExportedModel
 from noble_fx.program import Program, Site
+from noble_fx.runtime.cuda_operator import why_no_kernel
 from noble_fx.transform import programs, sites
 
 WIDTH = 110
@@ -29,6 +31,7 @@ class Explanation:
     settings: dict[str, str]
     base_params: int
     branch_params: int
+    no_kernels: dict[str, str]  # fused sites that run PyTorch operators on a GPU, too, and why
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain JSON values, each program's history included."""
@@ -37,6 +40,7 @@ class Explanation:
             "settings": self.settings,
             "base_params": self.base_params,
             "branch_params": self.branch_params,
+            "no_kernels": self.no_kernels,
             "sites": [site.to_dict() for site in self.sites],
             "programs": [{"graph": str(p), "history": [vars(step) for step in p.history]} for p in self.programs],
         }
@@ -60,7 +64,12 @@ class Explanation:
         eager = Counter(site.unfused for site in chosen if site.unfused)
         lines += [f"eager branch at {count} sites: {reason}" for reason, count in eager.items()]
         if chosen:
-            lines.append(f"fused: {sum(not site.unfused for site in chosen)} sites, each one noble_fx::linear")
+            fused = sum(not site.unfused for site in chosen)
+            lines.append(f"fused: {fused} sites, each one noble_fx::linear")
+            if fused:
+                lines.append(f"kernels: generated for {fused - len(self.no_kernels)} of {fused} fused sites, on a GPU")
+        without = Counter(self.no_kernels.values())
+        lines += [f"PyTorch operators at {count} sites: {reason}" for reason, count in without.items()]
         return lines
 
     def _history(self) -> list[str]:
@@ -94,15 +103,28 @@ def explain(model: nn.Module) -> Explanation:
     """What noble_fx found and did in `model`: sites, settings, cost, and the history of every captured graph."""
     branches = named_branches(model)
     mine = {id(p) for branch in branches.values() for p in branch.parameters()}
+    found = sites(model)
     counted = [(id(p) in mine, p.numel()) for p in model.parameters()]
     return Explanation(
         model=type(model).__name__,
-        sites=sites(model),
+        sites=found,
         programs=programs(model),
         settings=_settings(branches) | _notes(model),
         base_params=sum(n for ours, n in counted if not ours),
         branch_params=sum(n for ours, n in counted if ours),
+        no_kernels=_no_kernels(model, found),
     )
+
+
+def _no_kernels(model: nn.Module, found: tuple[Site, ...]) -> dict[str, str]:
+    reasons = {}
+    for site in found:
+        if site.selected and not site.unfused:
+            branch = model.get_submodule(branch_paths(site)[0])
+            assert isinstance(branch, NobleBranch)
+            if reason := why_no_kernel(branch.key, branch.rank, branch.down.dtype):
+                reasons[site.fqn] = reason
+    return reasons
 
 
 def _settings(branches: dict[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.program import Program, Site, Step
 from noble_fx.runtime import dynamo_backend
-from noble_fx.runtime import operator as _operator  # noqa: F401 - registers noble_fx::linear
+from noble_fx.runtime.cuda_operator import why_no_kernel
 from noble_fx.select import LinearMap, choose, find_maps
 
 _META = "noble_fx"
@@ -140,6 +141,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     }
     for branch in (one for several in branches.values() for one in several):
         branch.declined = plan.declined
+    if plan.config.fuse == "require":
+        _require_kernels(branches)
     try:
         for site in plan.selected:
             attach(model, site, branches[site.fqn])
@@ -156,6 +159,16 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         for site in plan.selected:
             draw_base(model, site, plan.config)
     return result
+
+
+def _require_kernels(branches: dict[str, list[NobleBranch]]) -> None:
+    for fqn, several in branches.items():
+        for branch in several:
+            if reason := branch.unfused or why_no_kernel(branch.key, branch.rank, branch.down.dtype):
+                raise ConfigError(
+                    f"fuse='require': {fqn!r} would have no generated kernels on a GPU: {reason}. Choose another act, "
+                    f"rank or dtype, leave the layer out with exclude={re.escape(fqn)!r}, or pass fuse=True"
+                )
 
 
 def _detach_all(model: nn.Module) -> None:

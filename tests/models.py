@@ -84,3 +84,13 @@ def silent(model: nn.Module) -> nn.Module:
 def transformed(capture: str = "modules", rank: int = 4, **settings: object) -> nn.Module:
     """A `Tiny` with branches that matter."""
     return loud(noble_fx.transform(tiny(), rank=rank, capture=capture, seed=0, **settings))
+
+
+class Gamma(nn.Module):
+    """An activation with an operator that no kernel has."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.lgamma(h.square() + 1)

@@ -5,7 +5,7 @@ from torch import nn
 
 import noble_fx
 from noble_fx.explain import WIDTH
-from tests.models import WithOptional, tiny, transformed
+from tests.models import Gamma, WithOptional, tiny, transformed
 
 
 def test_the_table_names_every_layer_with_its_reason():
@@ -61,3 +61,17 @@ def test_meta_models_can_be_explained():
     with torch.device("meta"):
         model = noble_fx.transform(WithOptional(), rank=4)
     assert "12 of 13" in str(noble_fx.explain(model))
+
+
+def test_it_says_which_sites_have_kernels_and_why_others_have_none():
+    explanation = noble_fx.explain(transformed("modules"))
+    assert "kernels: generated for 12 of 12 fused sites, on a GPU" in str(explanation)
+    assert explanation.to_dict()["no_kernels"] == {}
+    model = noble_fx.transform(tiny(), rank=4, act=Gamma, capture="modules")
+    text = " ".join(str(noble_fx.explain(model)).split())
+    assert "kernels: generated for 0 of 12 fused sites" in text
+    assert "PyTorch operators at 12 sites: aten.lgamma" in text.replace("sites: the operator ", "sites: ")
+
+
+def test_nothing_about_kernels_where_nothing_is_fused():
+    assert "kernels:" not in str(noble_fx.explain(noble_fx.transform(tiny(), rank=4, fuse=False)))

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import noble_fx
-from noble_fx import ConfigError, NobleConfig
+from noble_fx import ConfigError, NobleConfig, NobleLinear
 from noble_fx.transform import named_branches
-from tests.models import Tiny, loud, silent, tiny, tokens, transformed
+from tests.models import Gamma, Tiny, loud, silent, tiny, tokens, transformed
 
 CAPTURES = ["fx", "modules"]
 
@@ -261,3 +261,26 @@ def test_torch_export_has_one_node_per_site(capture):
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert targets.count(torch.ops.noble_fx.linear.default) == 12
     torch.testing.assert_close(program.module()(tokens()), transformed(capture)(tokens()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"act": Gamma}, r"fuse='require': 'blocks.0.*' would have no generated kernels on a GPU: .*lgamma"),
+        ({"act": lambda rank: torch.nn.Dropout(0.5)}, r"fuse='require': 'blocks.0.*random numbers"),
+    ],
+)
+def test_required_kernels_that_cannot_be_are_an_error_and_the_model_is_as_it_was(settings, message):
+    model = tiny()
+    before = {name: id(p) for name, p in model.named_parameters()}
+    with pytest.raises(ConfigError, match=message):
+        noble_fx.transform(model, rank=4, fuse="require", **settings)
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+    assert all(type(m) is not NobleLinear for m in model.modules())
+
+
+def test_required_kernels_that_can_be():
+    model = noble_fx.transform(tiny(), rank=4, fuse="require")
+    assert all(not site.unfused for site in noble_fx.sites(model) if site.selected)
+    with pytest.raises(ConfigError, match=r"no kernels for torch\.float64"):
+        noble_fx.transform(tiny().double(), rank=4, fuse="require")

@@ -13,6 +13,7 @@ from torch import Tensor
 from noble_fx import NobleLinear, schema
 from noble_fx.runtime import choice, cuda_operator
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR, LayerKernels
+from tests.models import Gamma
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: tests/gpu runs there")
@@ -297,17 +298,12 @@ def test_opcheck():
 # --- where there is no kernel ----------------------------------------------------------------------------------------
 
 
-class Gamma(torch.nn.Module):
-    def forward(self, h: Tensor) -> Tensor:
-        return torch.lgamma(h.square() + 1)
-
-
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
         (lambda: layer_of().double(), "float64"),
         (lambda: layer_of(in_features=300, out_features=300, rank=257), "rank 257 is over"),
-        (lambda: layer_of(lambda rank: Gamma()), "lgamma"),
+        (lambda: layer_of(Gamma), "lgamma"),
     ],
     ids=["float64", "rank", "operator"],
 )
