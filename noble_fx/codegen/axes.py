@@ -10,8 +10,9 @@ and a value becomes two tiles `[rows, r]` from the start, and so do the matrix a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-from noble_fx.codegen.plan import MAX_TILE, power_of_two
+from noble_fx.codegen.plan import power_of_two
 
 UNIT = -1  # an axis of size one, which is broadcast
 
@@ -41,7 +42,8 @@ class Axes:
 
     ROWS = 0
 
-    def __init__(self) -> None:
+    def __init__(self, widest: int) -> None:
+        self._widest = widest
         self._parent = [0]
         self._size = [0]
         self._cuts: dict[int, set[int]] = {}
@@ -77,7 +79,7 @@ class Axes:
     def settle(self) -> None:
         """Spread the cuts over all parts until nothing changes."""
         for axis in range(1, len(self._parent)):
-            self._cut(axis, set(range(MAX_TILE, self.size(axis), MAX_TILE)))
+            self._cut(axis, set(range(self._widest, self.size(axis), self._widest)))
         before = -1
         while before != (now := sum(map(len, self._cuts.values()))):
             before = now
@@ -92,7 +94,7 @@ class Axes:
         if axis == UNIT:
             return [LANE]
         ends = [0, *sorted(self._known(axis)), self.size(axis)]
-        return [Segment(a, b - a, 1 if b - a == 1 else power_of_two(b - a)) for a, b in zip(ends, ends[1:], strict=False)]
+        return [Segment(a, b - a, 1 if b - a == 1 else power_of_two(b - a)) for a, b in pairwise(ends)]
 
     def is_rows(self, axis: int) -> bool:
         """True for the rows."""

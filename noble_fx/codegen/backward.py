@@ -60,7 +60,7 @@ class RowProduct:
 
 
 def row_products(plan: Plan) -> tuple[RowProduct, ...]:
-    """The gradients that `activation_backward` leaves to a GEMM; raises `KernelError` where one is not such a product."""
+    """The gradients that `activation_backward` leaves to a GEMM; raises `KernelError` where one is no such product."""
     if not plan.split_backward:
         return ()
     program = activation(plan)
@@ -76,7 +76,7 @@ def _row_product(name: str, node: Any) -> RowProduct:
     turned = False
     while node.op == "call_function" and node.target.__name__ == "t.default":
         node, turned = node.args[0], not turned
-    left = node.args[0] if node.args else None
+    left: Any = node.args[0] if node.args else None
     if node.op != "call_function" or node.target.__name__ != "mm.default" or left.target.__name__ != "t.default":
         raise KernelError(f"{name} is not one product over the rows, which a bottleneck of this width needs")
     return RowProduct(name, left.args[0], node.args[1], turned)
@@ -186,7 +186,8 @@ def _place(plan: Plan, source: Source, arguments: list[Argument]) -> None:
             with source.block(head):
                 for name in names:
                     mine = name.replace("_0_ptr", "_ptr").replace("_0_stride", "_stride")
-                    source.line(f"{mine} = {name.replace('_0_ptr', f'_{site}_ptr').replace('_0_stride', f'_{site}_stride')}")
+                    given = name.replace("_0_ptr", f"_{site}_ptr").replace("_0_stride", f"_{site}_stride")
+                    source.line(f"{mine} = {given}")
                 if not plan.split_backward and len(set(layer.out_features)) > 1:
                     source.line(f"columns = {layer.out_features[site]}")
         source.paragraph("the rows of this program; what is read past the end is masked in every sum")

@@ -56,8 +56,7 @@ def bottleneck_forward(plan: Plan) -> Kernel:
         warps=tile.warps,
         stages=tile.stages,
         flops_per_row=2 * down,
-        bytes_per_row=layer.dtype.itemsize * layer.in_features
-        + layer.sites * layer.rank * (4 + layer.dtype.itemsize),
+        bytes_per_row=layer.dtype.itemsize * layer.in_features + layer.sites * layer.rank * (4 + layer.dtype.itemsize),
         bytes_once=layer.dtype.itemsize * down,
     )
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product as combinations
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, fx
 
 from noble_fx.codegen import structure
 from noble_fx.codegen.axes import LANE, UNIT, Axes, Segment
-from noble_fx.codegen.plan import Plan
+from noble_fx.codegen.plan import Plan, widest_tile
 from noble_fx.codegen.pointwise import is_pointwise, number, pointwise
 from noble_fx.codegen.source import Source
 from noble_fx.codegen.trace_activation import ROWS
@@ -36,13 +37,28 @@ class Value:
     axes: tuple[int, ...]
     tiles: dict[Place, str]
     clean: bool = False  # lanes that hold nothing are zero
+    loaded: bool = False  # at every use, not once: a matrix would fill the registers
+
+
+class Loads(dict[Place, str]):
+    """Tiles that are written when they are asked for: once, or at every use."""
+
+    def __init__(self, write: Callable[[Place], Any], again: bool):
+        super().__init__()
+        self._write, self._again = write, again
+
+    def __missing__(self, place: Place) -> str:
+        text = self._write(place)
+        if not self._again:
+            self[place] = text
+        return text
 
 
 class Lowering:
     """One graph on its way to text: `bind` every input, then `write`, then read the `outputs`."""
 
     def __init__(self, graph: fx.Graph, plan: Plan, source: Source, row_tile: int):
-        self.plan, self.source, self.axes = plan, source, Axes()
+        self.plan, self.source, self.axes = plan, source, Axes(widest_tile(plan.layer.rank))
         self._rows = Segment(0, ROWS, row_tile)
         self.nodes = list(graph.nodes)
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
@@ -65,11 +81,15 @@ class Lowering:
         """One line per operator and tile, in the order of the graph."""
         for node in self.nodes:
             if node.op == "call_function" and isinstance(node.meta.get("val"), Tensor):
-                value = self._values[node]
+                value, row = self._values[node], structure.TABLE.get(node.target)
+                if row is not None and row.moves:
+                    given = self.value(node.args[0])
+                    value.clean, value.loaded = given.clean, given.loaded
+                if value.loaded:
+                    value.tiles = Loads(partial(structure.TABLE[node.target].text, self, node, value), again=True)
+                    continue
                 for place in self.places(value):
                     value.tiles[place] = self._line(node, value, place)
-                row = structure.TABLE.get(node.target)
-                value.clean = row is not None and row.moves and self.value(node.args[0]).clean
 
     def axes_of(self, node: Any) -> tuple[int, ...]:
         """The axes of a value."""
@@ -143,6 +163,10 @@ class Lowering:
         found = tuple(LANE if axis == UNIT else place[offset + at] for at, axis in enumerate(mine.axes))
         text = mine.tiles[found]
         return f"{text}[None, :]" if offset and mine.axes and not is_number(text) else text
+
+    def is_tile(self, text: str) -> bool:
+        """False for a number."""
+        return not is_number(text)
 
     def name(self, node: fx.Node, place: Place) -> str:
         """The variable of one tile: the node's name, with the first channel where there are several tiles."""

@@ -5,7 +5,7 @@ A `Plan` holds everything that shapes the generated text, so the same plan gives
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,8 +13,9 @@ from noble_fx.errors import KernelError
 
 GENERATOR = "1"  # raise it when the text of a kernel changes: older files in a cache are then left alone
 MAX_RANK = 256
-MAX_TILE = 128  # channels in one tile; a wider bottleneck is held in several
+FUSED_RANK = 128  # up to here one kernel holds all of σ's backward; a wider bottleneck would spill
 BACKENDS = ("cuda", "hip", "interpreter")
+SHARED_BYTES = {"sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90": 232_448, "gfx942": 65_536}
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -94,8 +95,8 @@ def why_not(layer: Layer) -> str:
     return ""
 
 
-def make_plan(layer: Layer, backend: str = "cuda", tf32: bool = False) -> Plan:
-    """The plan for a layer; raises `KernelError` with the reason where there is none.
+def make_plan(layer: Layer, backend: str = "cuda", tf32: bool = False, shared: int = SHARED_BYTES["sm_80"]) -> Plan:
+    """The plan for a layer on a GPU with `shared` bytes of shared memory a block; raises `KernelError` with the reason.
 
     Tiles were chosen by the compiler's own report for sm_90 (registers, local memory, instructions; no GPU needed).
     """
@@ -103,28 +104,21 @@ def make_plan(layer: Layer, backend: str = "cuda", tf32: bool = False) -> Plan:
         raise KernelError(reason)
     if backend not in BACKENDS:
         raise KernelError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
-    wide = layer.dtype == torch.float32
-    rank = min(power_of_two(layer.rank), MAX_TILE)
-    widest = power_of_two(max(layer.out_features))
-    inputs = power_of_two(layer.in_features)
-    columns = 128 if wide else 256
-    if backend == "interpreter":  # small, so that small tests cross the borders of tiles
-        main = bottleneck = Tile(rows=32, columns=64, depth=32, warps=4, stages=1)
-        weights = Tile(rows=32, columns=64, depth=64, warps=4, stages=1)
-    else:
-        main = Tile(rows=128, columns=columns, depth=32 if wide else 64, warps=8, stages=3)
-        bottleneck = Tile(rows=64, columns=rank, depth=32 if wide else 64, warps=4 if rank <= 64 else 8, stages=3)
-        weights = Tile(rows=128, columns=rank, depth=32 if wide else 64, warps=8, stages=3)
+    bottleneck_forward, bottleneck_backward = _bottleneck(layer, backend)
+    main = _main(layer, backend, shared)
+    widest, inputs = power_of_two(max(layer.out_features)), power_of_two(layer.in_features)
+    narrow = layer.sites * power_of_two(layer.rank)
+    size = layer.dtype.itemsize
     return Plan(
         layer=layer,
         backend=backend,
         precision="tf32" if tf32 else "ieee",
-        bottleneck_forward=_fitted(bottleneck, rank, inputs),
-        linear_up_forward=_fitted(main, widest, inputs),
-        bottleneck_backward=_fitted(bottleneck, rank, widest),
-        linear_backward_input=_fitted(main, inputs, widest),
-        branch_weight_backward=weights,
-        split_backward=layer.rank > MAX_TILE,
+        bottleneck_forward=_staged(_fitted(bottleneck_forward, inputs), narrow, size, shared),
+        linear_up_forward=_fitted(main, inputs, widest),
+        bottleneck_backward=_staged(_fitted(bottleneck_backward, widest), power_of_two(layer.rank), size, shared),
+        linear_backward_input=_fitted(main, widest, inputs),
+        branch_weight_backward=_weights(layer, backend),
+        split_backward=layer.rank > FUSED_RANK,
     )
 
 
@@ -133,5 +127,43 @@ def power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def _fitted(tile: Tile, columns: int, depth: int) -> Tile:
-    return Tile(tile.rows, min(tile.columns, columns), min(tile.depth, depth), tile.warps, tile.stages)
+def widest_tile(rank: int) -> int:
+    """Channels in one tile at most; a wider bottleneck is held in several."""
+    return 128 if rank <= FUSED_RANK else 64
+
+
+def _bottleneck(layer: Layer, backend: str) -> tuple[Tile, Tile]:
+    depth = 32 if layer.dtype == torch.float32 else 64
+    if backend == "interpreter":  # small, so that small tests cross the borders of tiles
+        return Tile(32, 0, 32, 4, 1), Tile(32, 0, 32, 4, 1)
+    forward = Tile(64, 0, depth, 4 if layer.rank * layer.sites <= 64 else 8, 3)
+    if layer.rank <= 32:
+        return forward, Tile(64, 0, depth, 4, 3)
+    return forward, Tile(64 if layer.rank <= 64 else 32 if layer.rank <= FUSED_RANK else 16, 0, depth, 8, 3)
+
+
+def _main(layer: Layer, backend: str, shared: int) -> Tile:
+    if backend == "interpreter":
+        return Tile(32, 64, 32, 4, 1)
+    if layer.dtype == torch.float32:
+        return Tile(128, 128, 32, 8, 3 if shared >= 100_000 else 2)
+    if shared >= 150_000:
+        return Tile(128, 256, 64, 8, 3)
+    return Tile(128, 128, 64, 8, 3 if shared >= 100_000 else 2)
+
+
+def _weights(layer: Layer, backend: str) -> Tile:
+    if backend == "interpreter":
+        return Tile(32, 64, 32, 4, 1)
+    return Tile(128, 0, 32 if layer.dtype == torch.float32 else 64, 8, 3)
+
+
+def _fitted(tile: Tile, depth: int, columns: int = 0) -> Tile:
+    """No larger than what there is."""
+    return replace(tile, columns=min(tile.columns, columns), depth=min(tile.depth, depth))
+
+
+def _staged(tile: Tile, columns: int, itemsize: int, shared: int) -> Tile:
+    """As many pipeline stages as fit: each holds a step of the left operand and one of every right operand."""
+    step = (tile.rows + columns) * tile.depth * itemsize
+    return replace(tile, stages=max(1, min(tile.stages, shared // step - 1)))

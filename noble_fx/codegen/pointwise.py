@@ -86,6 +86,7 @@ _DEVICE: dict[Any, tuple[str, str]] = {
 
 _WAVES = {aten.cos.default: "cos", aten.sin.default: "sin"}
 
+
 def number(value: Any) -> str:
     """A Python number as source text."""
     if isinstance(value, float) and not math.isfinite(value):

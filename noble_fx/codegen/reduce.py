@@ -49,7 +49,9 @@ def reduce_partials(name: str, layer: Layer, source_name: str, parts: list[tuple
     )
 
 
-def _one_site(source: Source, layer: Layer, site: int, given: str, parts: list[tuple[str, int, str]], width: int) -> None:
+def _one_site(
+    source: Source, layer: Layer, site: int, given: str, parts: list[tuple[str, int, str]], width: int
+) -> None:
     source.line(f"step = tl.arange(0, {_ROWS})")
     source.line(f"total = tl.zeros([{_COLUMNS}], tl.float32)")
     with source.block(f"for start in range(0, programs, {_ROWS})"):

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import fx
 
-from noble_fx.codegen.axes import UNIT, Axes, Segment
+from noble_fx.codegen.axes import Segment
 from noble_fx.codegen.kernel import Argument
-from noble_fx.codegen.lower import Lowering, Place, Value, channels
-from noble_fx.codegen.plan import DTYPES, MAX_TILE, Plan, Tile, power_of_two
+from noble_fx.codegen.lower import Loads, Lowering, Place, Value, channels
+from noble_fx.codegen.plan import DTYPES, Plan, Tile
 from noble_fx.codegen.product import dot
 from noble_fx.codegen.source import Source
-from noble_fx.codegen.trace_activation import ROWS, ActivationProgram, Untraceable, typed_program
+from noble_fx.codegen.trace_activation import ActivationProgram, Untraceable, typed_program
 from noble_fx.errors import KernelError
 
 _TYPES = {"torch.bool": "i1", "torch.int64": "i64", "torch.int32": "i32", "torch.uint8": "i8"}
@@ -44,16 +44,6 @@ def activation_arguments(plan: Plan, site: int | None = None) -> list[Argument]:
         shown = tensor_name(name)
         found.append(Argument(f"{shown if site is None else plan.layer.name(shown, site)}_ptr", f"*{kind}"))
     return found
-
-
-def bottleneck_segments(plan: Plan) -> list[Segment]:
-    """The tiles of the bottleneck's channels that the kernels accumulate h and dt in, as σ's graphs cut them."""
-    program = activation(plan)
-    found = []
-    for graph in (program.forward.graph, program.backward.graph):
-        low = Lowering(graph, plan, Source(), 16)
-        found.append([low.segments(low.axes_of(node)[1]) for node in (low.inputs[0], low.outputs[0])])
-    return found[0][0]
 
 
 @dataclass
@@ -90,23 +80,26 @@ class Sigma:
         cast = "" if argument.type in ("*fp32", "*i1", "*i32", "*i64", "*i8") else ".to(tl.float32)"
 
         def load(value: Value) -> None:
-            base = argument.name.removesuffix("_ptr")
-            value.clean = True
-            for place in self.low.places(value):
-                name = "_".join([base, *self.low.cut(value, place)])
+            value.clean, value.loaded = True, len(shape) == 2
+
+            def write(place: Place) -> str:
+                name = "_".join([argument.name.removesuffix("_ptr"), *self.low.cut(value, place)])
                 address, mask = self.address(argument.name, place, shape)
                 if "&" in mask:
                     self.source.line(f"inside = {mask}")
                     mask = "inside"
                 masked = f", mask={mask}, other=0" if mask else ""
                 self.source.line(f"{name} = tl.load({address}{masked}){cast}")
-                value.tiles[place] = name
+                return name
+
+            value.tiles = Loads(write, again=value.loaded)
 
         self.low.bind(node, load)
 
     def address(self, base: str, place: Place, shape: Sequence[int]) -> tuple[str, str]:
         """The text of a tile's addresses in a contiguous tensor of channels, and of its mask ("" where none)."""
-        terms, masks, stride = [base], [], 1
+        terms, stride = [base], 1
+        masks: list[str] = []
         for at in reversed(range(len(place))):
             spread = "" if len(place) == 1 else "[:, None]" if at == 0 else "[None, :]"
             index = f"{self.low.index(place[at])}{spread}"
@@ -155,7 +148,9 @@ class Narrow:
     segments: tuple[Segment, ...]
 
 
-def narrow_products(source: Source, plan: Plan, tile: Tile, left: str, depth: str, outs: Sequence[Narrow], transposed: bool) -> None:
+def narrow_products(
+    source: Source, plan: Plan, tile: Tile, left: str, depth: str, outs: Sequence[Narrow], transposed: bool
+) -> None:
     """left [rows, depth] times narrow right operands, all in one loop over the depth; left is read once.
 
     `transposed`: right is stored [r, depth], as D is; else [depth, r], as U is. `depth` is a number or a variable.

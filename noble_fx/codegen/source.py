@@ -92,11 +92,11 @@ TWO_PI_HIGH = tl.constexpr(6.2831854820251465)
 TWO_PI_LOW = tl.constexpr(-1.7484556000744883e-07)
 TURNS = tl.constexpr(0.15915494309189535)
 """
-_FAST = '''
+_FAST = """
 
 @triton.jit
 def fast_{wave}(angle):
     # The hardware's {wave} is good near zero only: full turns are taken off first, in float32.
     turns = libdevice.rint(angle * TURNS)
     return libdevice.fast_{wave}f(angle - turns * TWO_PI_HIGH - turns * TWO_PI_LOW)
-'''
+"""

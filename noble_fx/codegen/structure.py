@@ -1,11 +1,11 @@
 """The table of operators that are not pointwise: aten → axes of the result, and the text of one tile.
 
-    products       mm, addmm                               tl.dot, one for each tile along the shared axis
-    reductions     sum, mean, amax, amin                   over channels or rows, masked
-    order          t, transpose, permute                   tl.trans
-    shape          view, unsqueeze, squeeze, expand …      axes of size one come and go; nothing else
-    cuts           slice, split, cat, slice_scatter        no text at all: axes are cut beforehand (`axes.py`)
-    constants      full, zeros_like, scalar_tensor …       a number
+products       mm, addmm                               tl.dot, one for each tile along the shared axis
+reductions     sum, mean, amax, amin                   over channels or rows, masked
+order          t, transpose, permute                   tl.trans
+shape          view, unsqueeze, squeeze, expand …      axes of size one come and go; nothing else
+cuts           slice, split, cat, slice_scatter        no text at all (`cuts.py`)
+constants      full, zeros_like, scalar_tensor …       a number
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from noble_fx.codegen.axes import LANE, UNIT, Segment
+from noble_fx.codegen.cuts import cat_axes, cat_text, scatter_axes, scatter_text, shape_of, window_axes, window_text
 from noble_fx.codegen.pointwise import aten, number
 from noble_fx.errors import KernelError
 
@@ -33,10 +34,6 @@ class Row:
     axes: Callable[[Lowering, Any], Sequence[int]]
     text: Callable[[Lowering, Any, Value, Place], str | None]
     moves: bool = False  # only moves its operand's values: where those are zero, its own are
-
-
-def _shape(node: Any) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
 
 
 # --- products --------------------------------------------------------------------------------------------------------
@@ -90,7 +87,7 @@ def _one_product(low: Lowering, a: str, b: str, sides: tuple[int, int, int], int
 
 
 def _reduced(node: Any) -> tuple[list[int], bool]:
-    dimensions = len(_shape(node.args[0]))
+    dimensions = len(shape_of(node.args[0]))
     dims = node.args[1] if len(node.args) > 1 and node.args[1] not in (None, []) else list(range(dimensions))
     keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
     return [d % dimensions for d in ([dims] if isinstance(dims, int) else dims)], keep
@@ -130,7 +127,7 @@ def _mean(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
     total = _reduction("tl.sum", "{} + {}", "0.0")(low, node, value, place)
     count = 1
     for d in _reduced(node)[0]:
-        count *= _shape(node.args[0])[d]
+        count *= shape_of(node.args[0])[d]
     return f"({total}) / {count}" if " + " in (total or "") else f"{total} / {count}"
 
 
@@ -138,7 +135,7 @@ def _mean(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
 
 
 def _swaps(node: Any) -> bool:
-    dimensions = len(_shape(node))
+    dimensions = len(shape_of(node))
     if node.target is aten.permute.default:
         return [d % dimensions for d in node.args[1]] != list(range(dimensions))
     if node.target is aten.transpose.int:
@@ -158,14 +155,14 @@ def _transpose_text(low: Lowering, node: Any, value: Value, place: Place) -> str
     if given.target is aten.t.default and _swaps(given):  # there and back
         return low.value(given.args[0]).tiles[place]
     text = low.value(given).tiles[place[::-1]]
-    return f"tl.trans({text})" if text.isidentifier() else text
+    return f"tl.trans({text})" if low.is_tile(text) else text
 
 
 def _view_axes(low: Lowering, node: Any) -> Sequence[int]:
     given = node.args[0]
-    sizes = _shape(node)
-    if [size for size in sizes if size != 1] != [size for size in _shape(given) if size != 1]:
-        raise KernelError(f"{node.target} of {_shape(given)} to {sizes} mixes axes")
+    sizes = shape_of(node)
+    if [size for size in sizes if size != 1] != [size for size in shape_of(given) if size != 1]:
+        raise KernelError(f"{node.target} of {shape_of(given)} to {sizes} mixes axes")
     long = iter([axis for axis in low.axes_of(given) if axis != UNIT])
     return [UNIT if size == 1 else next(long) for size in sizes]
 
@@ -174,7 +171,7 @@ def _view_text(low: Lowering, node: Any, value: Value, place: Place) -> str | No
     given = low.value(node.args[0])
     long = iter([segment for segment, axis in zip(place, value.axes, strict=True) if axis != UNIT])
     text = given.tiles[tuple(LANE if axis == UNIT else next(long) for axis in given.axes)]
-    if given.axes == value.axes or not text.isidentifier():
+    if given.axes == value.axes or not low.is_tile(text):
         return text
     if not value.axes:
         return f"tl.sum({f'tl.sum({text}, axis=1)' if len(given.axes) == 2 else text}, axis=0)"
@@ -183,122 +180,17 @@ def _view_text(low: Lowering, node: Any, value: Value, place: Place) -> str | No
 
 
 def _expand_axes(low: Lowering, node: Any) -> Sequence[int]:
-    mine, sizes = low.axes_of(node.args[0]), _shape(node)
+    mine, sizes = low.axes_of(node.args[0]), shape_of(node)
     axes = [UNIT] * (len(sizes) - len(mine)) + list(mine)
     return [low.axis(size) if axis == UNIT else axis for size, axis in zip(sizes, axes, strict=True)]
 
 
 def _expand_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
     text = low.operand(node.args[0], value, place)
-    if low.axes_of(node.args[0]) == value.axes or not text.split("[")[0].isidentifier():
+    if low.axes_of(node.args[0]) == value.axes or not low.is_tile(text):
         return text
     shape = f"[{', '.join(str(segment.tile) for segment in place)}]"
     return f"tl.broadcast_to({text}, {shape})" if low.axes_of(node.args[0]) else f"tl.full({shape}, {text}, tl.float32)"
-
-
-# --- cuts ------------------------------------------------------------------------------------------------------------
-
-
-def _window(node: Any) -> tuple[Any, int, int, int]:
-    """Of a slice, or of a piece of a split: what it is cut from, the axis, start and size."""
-    if node.target is operator.getitem:
-        split, which = node.args
-        given, sizes, *rest = split.args
-        shape = _shape(given)
-        dim = (rest[0] if rest else split.kwargs.get("dim", 0)) % len(shape)
-        if isinstance(sizes, int):
-            sizes = [min(sizes, shape[dim] - start) for start in range(0, shape[dim], sizes)]
-        return given, dim, sum(sizes[:which]), sizes[which]
-    given, rest = node.args[0], list(node.args[1:])
-    dim, start, _, step = rest + [0, None, None, 1][len(rest) :]
-    if step != 1:
-        raise KernelError("a slice with a step is not in the lowering table")
-    shape = _shape(given)
-    dim = dim % len(shape)
-    start = 0 if start is None else start if start >= 0 else start + shape[dim]
-    return given, dim, start, _shape(node)[dim]
-
-
-def _part(low: Lowering, axis: int, start: int, size: int) -> int:
-    """A window of an axis as an axis of its own."""
-    if axis == UNIT or size == low.axes.size(axis):
-        return axis
-    if low.axes.is_rows(axis):
-        raise KernelError("a slice of the rows is not in the lowering table")
-    window = low.axes.new(size)
-    low.axes.part(window, axis, start, size)
-    return window
-
-
-def _window_axes(low: Lowering, node: Any) -> Sequence[int]:
-    given, dim, start, size = _window(node)
-    axes = list(low.axes_of(given))
-    axes[dim] = _part(low, axes[dim], start, size)
-    return axes
-
-
-def _window_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
-    given, dim, start, _ = _window(node)
-    return low.value(given).tiles[_moved(place, dim, start)]
-
-
-def _moved(place: Place, dim: int, by: int) -> Place:
-    return tuple(Segment(s.start + by, s.size, s.tile) if d == dim else s for d, s in enumerate(place))
-
-
-def _cat_axes(low: Lowering, node: Any) -> Sequence[int]:
-    pieces, dim = node.args[0], (node.args[1] if len(node.args) > 1 else 0) % len(_shape(node))
-    axes = [UNIT] * len(_shape(node))
-    axes[dim] = low.axis(_shape(node)[dim])
-    start = 0
-    for piece in pieces:
-        mine, size = low.axes_of(piece), _shape(piece)[dim]
-        if low.axes.is_rows(mine[dim]):
-            raise KernelError("a concatenation of rows is not in the lowering table")
-        low.axes.part(mine[dim], axes[dim], start, size)
-        start += size
-        axes = [axis if d == dim else low.tie(axis, mine[d]) for d, axis in enumerate(axes)]
-    return axes
-
-
-def _cat_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
-    dim = (node.args[1] if len(node.args) > 1 else 0) % len(place)
-    start = 0
-    for piece in node.args[0]:
-        if place[dim].start < start + _shape(piece)[dim]:
-            return low.value(piece).tiles[_moved(place, dim, -start)]
-        start += _shape(piece)[dim]
-    return None
-
-
-def _scatter_window(node: Any) -> tuple[int, int, int]:
-    base, source, *rest = node.args
-    dim, start, _, step = rest + [0, None, None, 1][len(rest) :]
-    if step != 1:
-        raise KernelError("a slice with a step is not in the lowering table")
-    shape = _shape(base)
-    dim = dim % len(shape)
-    start = 0 if start is None else start if start >= 0 else start + shape[dim]
-    return dim, start, _shape(source)[dim]
-
-
-def _scatter_axes(low: Lowering, node: Any) -> Sequence[int]:
-    dim, start, size = _scatter_window(node)
-    axes, mine = list(low.axes_of(node.args[0])), low.axes_of(node.args[1])
-    if low.axes.is_rows(axes[dim]):
-        raise KernelError("a scatter into rows is not in the lowering table")
-    if size == low.axes.size(axes[dim]):
-        low.tie(mine[dim], axes[dim])
-    else:
-        low.axes.part(mine[dim], axes[dim], start, size)
-    return [axis if d == dim else low.tie(axis, mine[d]) for d, axis in enumerate(axes)]
-
-
-def _scatter_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
-    dim, start, size = _scatter_window(node)
-    if start <= place[dim].start < start + size:
-        return low.value(node.args[1]).tiles[_moved(place, dim, -start)]
-    return low.value(node.args[0]).tiles[place]
 
 
 # --- constants -------------------------------------------------------------------------------------------------------
@@ -306,9 +198,9 @@ def _scatter_text(low: Lowering, node: Any, value: Value, place: Place) -> str |
 
 def _constant_axes(low: Lowering, node: Any) -> Sequence[int]:
     given = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-    if given is not None and _shape(given) == _shape(node):
+    if given is not None and shape_of(given) == shape_of(node):
         return low.axes_of(given)
-    return [low.axis(size) for size in _shape(node)]
+    return [low.axis(size) for size in shape_of(node)]
 
 
 def _constant(at: int | None = None, fixed: str = "0.0") -> Row:
@@ -324,7 +216,7 @@ _PRODUCT = Row(_product_axes, _product_text)
 _TRANSPOSE = Row(_transpose_axes, _transpose_text, moves=True)
 _VIEW = Row(_view_axes, _view_text, moves=True)
 _EXPAND = Row(_expand_axes, _expand_text)
-_WINDOW = Row(_window_axes, _window_text)
+_WINDOW = Row(window_axes, window_text)
 
 LISTS = (aten.split.Tensor, aten.split_with_sizes.default)  # their pieces are taken by getitem
 TABLE: dict[Any, Row] = {
@@ -357,8 +249,8 @@ TABLE: dict[Any, Row] = {
     aten.expand.default: _EXPAND,
     aten.slice.Tensor: _WINDOW,
     operator.getitem: _WINDOW,
-    aten.cat.default: Row(_cat_axes, _cat_text),
-    aten.slice_scatter.default: Row(_scatter_axes, _scatter_text),
+    aten.cat.default: Row(cat_axes, cat_text),
+    aten.slice_scatter.default: Row(scatter_axes, scatter_text),
     aten.scalar_tensor.default: _constant(0),
     aten.full.default: _constant(1),
     aten.full_like.default: _constant(1),

@@ -106,9 +106,7 @@ def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
     def sample(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, dtype=dtype) + 0.5
 
-    tensors = [
-        sample(*t.shape) if t.is_floating_point() else torch.ones(t.shape, dtype=t.dtype) for t in act.tensors
-    ]
+    tensors = [sample(*t.shape) if t.is_floating_point() else torch.ones(t.shape, dtype=t.dtype) for t in act.tensors]
     h, dt = sample(_ROWS, rank), sample(_ROWS, rank)
     try:
         with torch.random.fork_rng(devices=[]):  # a random σ shows itself here; it must not move the caller's generator
@@ -142,9 +140,8 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     names = """gelu gelu_backward silu silu_backward tanh_backward sigmoid_backward leaky_relu leaky_relu_backward
         threshold_backward softplus softplus_backward elu elu_backward hardtanh_backward hardswish hardswish_backward
         hardsigmoid hardsigmoid_backward mish mish_backward log_sigmoid_forward log_sigmoid_backward celu selu
-        softshrink hardshrink softshrink_backward native_layer_norm native_layer_norm_backward _softmax
-        _softmax_backward_data _fused_rms_norm _fused_rms_norm_backward var_mean var std addcmul addcdiv lerp
-        slice_backward logit relu6 rms_norm linalg_vector_norm prelu _prelu_kernel _prelu_kernel_backward""".split()
+        softshrink hardshrink softshrink_backward _softmax _softmax_backward_data addcmul addcdiv lerp slice_backward
+        logit relu6 prelu _prelu_kernel _prelu_kernel_backward""".split()  # noqa: SIM905
     found = [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
     return torch._decomp.get_decompositions(found)
 
