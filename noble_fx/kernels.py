@@ -14,7 +14,7 @@ from rich.table import Table
 from noble_fx.branch import NobleBranch
 from noble_fx.codegen.generate import generate
 from noble_fx.codegen.kernel import Kernel
-from noble_fx.codegen.plan import DTYPES, Layer, Plan, make_plan
+from noble_fx.codegen.plan import DTYPES, SHARED_BYTES, Layer, Plan, make_plan
 from noble_fx.codegen.resources import Resources, backend_of, compile_kernels
 from noble_fx.config import NobleConfig, NoblePreset
 from noble_fx.errors import ConfigError, KernelError, nearest
@@ -36,11 +36,9 @@ class KernelSet:
     def compile(self, target: str = "sm_90") -> dict[str, Resources]:
         """What the compiler makes of each kernel for "sm_80", "sm_90" or "gfx942"; no GPU needed.
 
-        For another backend the kernels are generated anew, since their text differs. Raises `KernelError`.
+        `sources` is what sm_90 gets; for another target the tiles are chosen anew. Raises `KernelError`.
         """
-        plan = self.plan
-        if backend_of(target) != plan.backend:
-            plan = make_plan(plan.layer, backend_of(target), tf32=plan.precision == "tf32")
+        plan = _plan(self.plan.layer, target)
         return compile_kernels(plan, [one for name, one in generate(plan).items() if name in self.kernels], target)
 
     def only(self, name: str) -> KernelSet:
@@ -113,8 +111,12 @@ def kernels(
         bias=bias,
         down_bias=branch.down_bias is not None,
     )
-    plan = make_plan(layer)
+    plan = _plan(layer, "sm_90")
     return KernelSet(plan, generate(plan))
+
+
+def _plan(layer: Layer, target: str) -> Plan:
+    return make_plan(layer, backend_of(target), shared=SHARED_BYTES[target])
 
 
 def resource_table(found: dict[str, Resources], target: str) -> Table:

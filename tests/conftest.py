@@ -10,3 +10,9 @@ import torch
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--refresh-expected", action="store_true", help="write tests/codegen/expected anew instead of comparing with it"
+    )

@@ -51,6 +51,11 @@ def choose(question: str, ways: Sequence[Way], default: Way, run: Callable[[Way]
     return way
 
 
+def answers() -> dict[str, Way]:
+    """Every question that this process has an answer to."""
+    return dict(_known)
+
+
 def forget() -> None:
     """Forget what this process knows; the files stay."""
     _known.clear()

@@ -1,7 +1,7 @@
 """The CUDA side of `noble_fx::linear`: generated kernels where there are some, PyTorch operators where not.
 
 `why_no_kernel` says without a GPU what would be said with one about a σ, a rank and a dtype; the GPU itself has a word
-too (`backend_of_device`). Whatever has no kernel runs as `operator.py` writes it, which is right on every device.
+too (`gpu_of`). Whatever has no kernel runs as `operator.py` writes it, which is right on every device.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.library import Library
 
 from noble_fx import schema
-from noble_fx.codegen.plan import GENERATOR, Layer
+from noble_fx.codegen.plan import GENERATOR, SHARED_BYTES, Layer
 from noble_fx.errors import KernelError
 from noble_fx.runtime import operator
 from noble_fx.runtime.choice import Way, choose
@@ -30,30 +30,41 @@ _refused: set[str] = set()  # titles of what the compiler or the GPU would not t
 Answer = TypeVar("Answer")
 
 
+class Gpu(NamedTuple):
+    """What of a GPU shapes a plan: Triton's backend, and bytes of shared memory a block."""
+
+    backend: str
+    shared: int
+
+
 def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype) -> str:
     """Why a branch with this σ has no generated kernels on a GPU; "" where it has. Needs no GPU."""
     if not have_triton():
         return "triton is not installed"
-    found = _kernels(Layer(rank, (rank,), rank, act_key, dtype, dtype), "cuda", False)
+    found = _kernels(Layer(rank, (rank,), rank, act_key, dtype, dtype), Gpu("cuda", SHARED_BYTES["sm_80"]), False)
     return found if isinstance(found, str) else ""
 
 
 @functools.lru_cache(maxsize=512)
-def _kernels(layer: Layer, backend: str, tf32: bool) -> LayerKernels | str:
+def _kernels(layer: Layer, gpu: Gpu, tf32: bool) -> LayerKernels | str:
     try:
-        return layer_kernels(layer, backend, tf32)
+        return layer_kernels(layer, gpu.backend, gpu.shared, tf32)
     except KernelError as reason:
         return str(reason)
 
 
 @functools.cache
-def backend_of_device(device: torch.device) -> str:
-    """Triton's backend for tensors on this device, or "" where kernels cannot run there."""
+def gpu_of(device: torch.device) -> Gpu | None:
+    """What kernels are generated for on this device, or None where none can run."""
     if device.type != "cuda" or not have_triton():
-        return ""
+        return None
+    properties = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return "hip"
-    return "cuda" if torch.cuda.get_device_capability(device) >= _OLDEST else ""
+        return Gpu("hip", properties.shared_memory_per_block)
+    if (properties.major, properties.minor) < _OLDEST:
+        return None
+    # A block may have all of a multiprocessor's shared memory but the KiB that the system keeps for each block.
+    return Gpu("cuda", properties.shared_memory_per_multiprocessor - 1024)
 
 
 def kernels_for(row: Row, sites: int, act_key: str, bias: bool, down_bias: bool) -> LayerKernels | None:
@@ -62,16 +73,16 @@ def kernels_for(row: Row, sites: int, act_key: str, bias: bool, down_bias: bool)
     assert x is not None
     weights, down, act = others[:sites], others[2 * sites], others[5 * sites :]
     assert down is not None
-    backend = backend_of_device(x.device)
+    gpu = gpu_of(x.device)
     stored = {one.dtype for one in act if one is not None and one.is_floating_point()} or {x.dtype}
     given = [one for one in row if one is not None]
     alike = all(one is None or one.dtype == x.dtype for one in others[: 5 * sites])
-    if not backend or not alike or len(stored) > 1 or any(one.device != x.device for one in given):
+    if gpu is None or not alike or len(stored) > 1 or any(one.device != x.device for one in given):
         return None
     columns = tuple(weight.shape[0] for weight in weights if weight is not None)
     layer = Layer(x.shape[-1], columns, down.shape[0], act_key, x.dtype, stored.pop(), bias, down_bias)
     tf32 = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    found = _kernels(layer, backend, tf32)
+    found = _kernels(layer, gpu, tf32)
     return found if isinstance(found, LayerKernels) and found.title not in _refused else None
 
 

@@ -44,9 +44,9 @@ Named = dict[str, Tensor]
 
 
 @functools.lru_cache(maxsize=512)
-def layer_kernels(layer: Layer, backend: str, tf32: bool) -> LayerKernels:
-    """The kernels of a layer; raises `KernelError` with the reason where there are none."""
-    plan = make_plan(layer, backend, tf32=tf32)
+def layer_kernels(layer: Layer, backend: str, shared: int, tf32: bool) -> LayerKernels:
+    """The kernels of a layer on a GPU with `shared` bytes a block; raises `KernelError` where there are none."""
+    plan = make_plan(layer, backend, tf32, shared)
     program = activation(plan)
     return LayerKernels(plan, plan_name(plan), generate(plan), tuple(map(tensor_name, program.names)))
 

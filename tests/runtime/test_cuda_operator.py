@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from noble_fx import NobleLinear, schema
+from noble_fx import schema
 from noble_fx.runtime import choice, cuda_operator
-from noble_fx.runtime.layer_kernels import KERNEL, VENDOR, LayerKernels
+from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
+from tests.fused_layer import TOLERANCE, check, exact_of, given, layer_of, near, strided, take
 from tests.models import Gamma
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: tests/gpu runs there")
 
 WAYS = [(KERNEL, VENDOR), (VENDOR, VENDOR)]
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
 @pytest.fixture(autouse=True)
@@ -38,62 +38,12 @@ def on_cpu(tmp_path, monkeypatch) -> Iterator[list[str]]:
     monkeypatch.setattr(layer_kernels, "launch", noted)
     monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path))
     monkeypatch.setenv("NOBLE_FX_TUNE", "0")
-    monkeypatch.setattr(cuda_operator, "backend_of_device", lambda device: "interpreter")
+    monkeypatch.setattr(cuda_operator, "gpu_of", lambda device: cuda_operator.Gpu("interpreter", 1 << 16))
     choice.forget()
     with torch.library._scoped_library("noble_fx", "IMPL") as library:
         cuda_operator.register(library, "CPU")
         yield launched
     choice.forget()
-
-
-def take(monkeypatch, way: tuple[str, str]) -> None:
-    """Every choice is this way: of the product, and of the branch's weight gradients."""
-    monkeypatch.setattr(LayerKernels, "forward_ways", lambda self: ([way[:1]], way[:1]))
-    monkeypatch.setattr(LayerKernels, "backward_ways", lambda self, needs: ([way], way))
-
-
-def layer_of(
-    act: str = "cosnet", in_features: int = 40, out_features: int = 72, rank: int = 12, **settings: object
-) -> NobleLinear:
-    torch.manual_seed(0)
-    layer = NobleLinear.build(in_features, out_features, rank, act=act, **{"preset": "reference", **settings})
-    with torch.no_grad():
-        layer.noble.up.normal_()
-    layer.noble.unfused = ""
-    return layer
-
-
-def exact_of(layer: NobleLinear) -> NobleLinear:
-    noble = layer.noble
-    settings = noble.config.replace(rank=noble.rank)
-    exact = NobleLinear.build(layer.in_features, layer.out_features, noble.rank, layer.bias is not None)
-    exact.noble = type(noble)(layer.in_features, layer.out_features, noble.rank, settings)
-    exact.load_state_dict(layer.state_dict())
-    return exact.double()
-
-
-def check(layer: NobleLinear, x: Tensor, dy: Tensor | None = None, scale: float = 1.0) -> None:
-    """y and every gradient against the eager branch in float64, from the same numbers."""
-    exact, x = exact_of(layer), x.detach().requires_grad_()
-    x64 = x.detach().double().requires_grad_()
-    y, truth = layer(x), exact(x64)
-    assert y.shape == truth.shape
-    assert y.dtype == x.dtype
-    dy = torch.randn(truth.shape).to(y.dtype) if dy is None else dy
-    y.backward(dy)
-    truth.backward(dy.double())
-    near("y", y, truth, scale)
-    near("dx", x.grad, x64.grad, scale)
-    for (name, found), wanted in zip(layer.named_parameters(), exact.parameters(), strict=True):
-        assert found.grad.shape == found.shape
-        assert found.grad.dtype == found.dtype
-        near(name, found.grad, wanted.grad, scale)
-
-
-def near(name: str, found: Tensor, truth: Tensor, scale: float = 1.0) -> None:
-    size = max(1.0, truth.abs().max().item()) if truth.numel() else 1.0
-    error = (found.double() - truth).abs().max().item() if truth.numel() else 0.0
-    assert error <= scale * TOLERANCE[found.dtype] * size, f"{name}: error {error:.3g} of {size:.3g}"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -123,10 +73,6 @@ def test_a_wide_bottleneck_is_split(monkeypatch, way, dtype, on_cpu):
     check(layer, torch.randn(40, 160).to(dtype))
     assert "activation_backward" in on_cpu
     assert "bottleneck_backward" not in on_cpu
-
-
-def strided(*shape: int) -> Tensor:
-    return torch.randn(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
 
 
 INPUTS = {
@@ -174,11 +120,6 @@ def test_a_weight_stored_the_other_way_round(monkeypatch, way):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def given(layer: NobleLinear, x: Tensor) -> list:
-    noble = layer.noble
-    return [x, layer.weight, layer.bias, noble.down, noble.down_bias, noble.up, noble.act_tensors(), noble.key]
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", [(0, 40), (3, 0, 40)])
 def test_no_rows_no_launch_and_gradients_of_zero(monkeypatch, shape, way, on_cpu):
@@ -210,6 +151,24 @@ def test_nothing_is_computed_that_nobody_needs(frozen, absent, on_cpu):
     layer(torch.randn(37, 40)).sum().backward()
     assert not absent & set(on_cpu)
     assert layer.bias.grad is not None
+
+
+@pytest.mark.parametrize(("way", "forward", "backward"), [((KERNEL, VENDOR), 2, 7), ((VENDOR, VENDOR), 3, 8)])
+def test_launches(monkeypatch, way, forward, backward, on_cpu):
+    """Backward: the bottleneck, its sums, dx, dW, db, dU, dD. A plain linear has one launch forward, three backward."""
+    take(monkeypatch, way)
+    layer, x = layer_of().bfloat16(), torch.randn(37, 40).bfloat16().requires_grad_()
+    vendors = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::sum"}
+
+    def launches(call):
+        on_cpu.clear()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            result = call()
+        return len(on_cpu) + sum(event.name in vendors for event in profiler.events()), result
+
+    count, y = launches(lambda: layer(x))
+    assert count == forward
+    assert launches(lambda: y.backward(torch.randn(37, 72).bfloat16()))[0] == backward
 
 
 @pytest.mark.parametrize(

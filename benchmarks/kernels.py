@@ -1,0 +1,137 @@
+"""The generated kernels without a GPU: FLOPs and bytes against the floor, and what the compiler makes of each kernel.
+
+    python -m benchmarks kernels
+
+These are counts, not times. The floor of forward is what the layer's formula asks for: its FLOPs, x, y and every
+parameter moved once. Ours moves x once more (the bottleneck's own pass) and h and t, r wide.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import noble_fx
+from noble_fx.codegen.plan import SHARED_BYTES
+from noble_fx.codegen.resources import TARGETS, Resources
+from noble_fx.kernels import KernelSet, resource_table
+
+SIZES = (1024, 2048, 4096)
+RANKS = (16, 32, 64, 128, 256)
+ROWS = 16_384
+FORWARD = ("bottleneck_forward", "linear_up_forward")
+_TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "gfx942": "v_mfma"}
+
+
+def traffic(kernel_set: KernelSet, rows: int = ROWS) -> dict[str, dict[str, int]]:
+    """FLOPs and bytes of each kernel at `rows` rows, each tensor counted once."""
+    return {
+        name: {
+            "flops": rows * kernel.flops_per_row,
+            "bytes": rows * kernel.bytes_per_row + kernel.bytes_once,
+        }
+        for name, kernel in kernel_set.kernels.items()
+    }
+
+
+def forward_floor(kernel_set: KernelSet, rows: int = ROWS) -> dict[str, float]:
+    """Forward of the layer: ours, the floor, and the plain linear, in FLOPs and bytes, and ours over the floor."""
+    layer = kernel_set.plan.layer
+    inputs, outputs, rank, size = layer.in_features, sum(layer.out_features), layer.rank, layer.dtype.itemsize
+    found = traffic(kernel_set, rows)
+    plain_flops, plain_bytes = 2 * rows * inputs * outputs, size * (rows * (inputs + outputs) + inputs * outputs)
+    floor_flops = plain_flops + 2 * rows * rank * (inputs + outputs)
+    floor_bytes = plain_bytes + size * rank * (inputs + outputs)
+    flops, moved = (sum(found[name][what] for name in FORWARD) for what in ("flops", "bytes"))
+    return {
+        "plain_flops": plain_flops,
+        "plain_bytes": plain_bytes,
+        "floor_flops": floor_flops,
+        "floor_bytes": floor_bytes,
+        "flops": flops,
+        "bytes": moved,
+        "flops_over_floor": flops / floor_flops,
+        "bytes_over_floor": moved / floor_bytes,
+    }
+
+
+def broken_promises(kernel_set: KernelSet, found: Mapping[str, Resources], target: str) -> list[str]:
+    """What the kernels of a layer must reach offline, and do not; an empty list where all is well."""
+    rank = kernel_set.plan.layer.rank
+    allowed = 256 if rank == 128 else 0  # bytes of local memory a thread
+    core, broken = _TENSOR_CORE[target], []
+    for name, one in found.items():
+        if one.local_bytes > allowed:
+            broken.append(f"{name}: {one.local_bytes} bytes of local memory, {allowed} allowed at rank {rank}")
+        if one.shared_bytes > SHARED_BYTES[target]:
+            broken.append(f"{name}: {one.shared_bytes} bytes of shared memory, {target} has {SHARED_BYTES[target]}")
+        if kernel_set.kernels[name].flops_per_row and not one.count(core):
+            broken.append(f"{name}: no {core}, so its products do not run on tensor cores")
+        if name.startswith(("bottleneck", "activation")):
+            broken += _bottleneck(name, one, target, rank)
+    if rank > 128 and "bottleneck_backward" in found:
+        broken.append(f"the backward of rank {rank} is not split")
+    for name, source in kernel_set.sources.items():
+        stores = len(re.findall(r"tl\.store\(y\w*_ptr", source))
+        if stores != (name == "linear_up_forward"):
+            broken.append(f"{name}: y is stored in {stores} places")
+    return broken
+
+
+def _bottleneck(name: str, one: Resources, target: str, rank: int) -> list[str]:
+    broken = []
+    if one.instructions >= 4000 and rank <= 64:
+        broken.append(f"{name}: {one.instructions} instructions, fewer than 4000 are promised")
+    if target == "sm_90" and not one.count("MUFU.COS"):
+        broken.append(f"{name}: no MUFU.COS, so its cosines are not the hardware's")
+    return broken
+
+
+def run() -> dict[str, object]:
+    """CosNet in bfloat16, every size, rank and target; prints the tables and returns every figure."""
+    console = Console()
+    figures = []
+    table = Table(title=f"forward against the floor, {ROWS:,} rows, bfloat16", title_justify="left", box=None)
+    for column in ("K = N", "r", "FLOPs", "/ floor", "/ plain", "bytes", "/ floor", "/ plain"):
+        table.add_column(column, justify="right")
+    for size in SIZES:
+        for rank in RANKS:
+            kernel_set = noble_fx.kernels(in_features=size, out_features=size, rank=rank, dtype=torch.bfloat16)
+            floor = forward_floor(kernel_set)
+            table.add_row(
+                f"{size}",
+                f"{rank}",
+                f"{floor['flops']:.3g}",
+                f"{floor['flops_over_floor']:.3f}",
+                f"{floor['flops'] / floor['plain_flops']:.3f}",
+                f"{floor['bytes']:.3g}",
+                f"{floor['bytes_over_floor']:.3f}",
+                f"{floor['bytes'] / floor['plain_bytes']:.3f}",
+            )
+            compiled = {target: kernel_set.compile(target) for target in TARGETS}
+            broken = {target: broken_promises(kernel_set, found, target) for target, found in compiled.items()}
+            for target, found in compiled.items():
+                console.print(resource_table(found, f"{target}, K = N = {size}, r = {rank}"))
+                for line in broken[target]:
+                    console.print(f"[red]{line}[/red]")
+            figures.append(
+                {
+                    "size": size,
+                    "rank": rank,
+                    "forward": floor,
+                    "kernels": traffic(kernel_set),
+                    "resources": {t: {n: asdict(one) for n, one in found.items()} for t, found in compiled.items()},
+                    "broken": broken,
+                }
+            )
+    console.print(table)
+    versions = {name: metadata.version(name) for name in ("torch", "triton")} | {"python": sys.version.split()[0]}
+    note = "counted by the generator and read from compiled machine code, without a GPU; nothing here was timed"
+    return {"note": note, "versions": versions, "rows": ROWS, "act": "cosnet", "dtype": "bfloat16", "figures": figures}

@@ -1,0 +1,79 @@
+"""One fused layer against the eager branch in float64: what the tests of the kernels share, on a CPU and on a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from noble_fx import NobleLinear
+from noble_fx.runtime.choice import Way
+from noble_fx.runtime.layer_kernels import LayerKernels
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def take(monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
+    """Every choice is this way: of the product, and of the branch's weight gradients."""
+    monkeypatch.setattr(LayerKernels, "forward_ways", lambda self: ([way[:1]], way[:1]))
+    monkeypatch.setattr(LayerKernels, "backward_ways", lambda self, needs: ([way], way))
+
+
+def layer_of(
+    act: str = "cosnet", in_features: int = 40, out_features: int = 72, rank: int = 12, **settings: object
+) -> NobleLinear:
+    """A layer with a branch that matters, on the CPU in float32, run by the operator."""
+    torch.manual_seed(0)
+    layer = NobleLinear.build(in_features, out_features, rank, act=act, **{"preset": "reference", **settings})
+    with torch.no_grad():
+        layer.noble.up.normal_()
+    layer.noble.unfused = ""
+    return layer
+
+
+def exact_of(layer: NobleLinear) -> NobleLinear:
+    """The same numbers in float64, in eager modules."""
+    noble = layer.noble
+    settings = noble.config.replace(rank=noble.rank)
+    exact = NobleLinear.build(layer.in_features, layer.out_features, noble.rank, layer.bias is not None)
+    exact.noble = type(noble)(layer.in_features, layer.out_features, noble.rank, settings)
+    exact.load_state_dict(layer.state_dict())
+    return exact.to(layer.weight.device, torch.float64)
+
+
+def check(layer: NobleLinear, x: Tensor, dy: Tensor | None = None, scale: float = 1.0) -> None:
+    """y and every gradient against the eager branch in float64, from the same numbers."""
+    exact, x = exact_of(layer), x.detach().requires_grad_()
+    x64 = x.detach().double().requires_grad_()
+    y, truth = layer(x), exact(x64)
+    assert y.shape == truth.shape
+    assert y.dtype == x.dtype
+    dy = torch.randn(truth.shape, device=y.device).to(y.dtype) if dy is None else dy
+    y.backward(dy)
+    truth.backward(dy.double())
+    near("y", y, truth, scale)
+    near("dx", x.grad, x64.grad, scale)
+    for (name, found), wanted in zip(layer.named_parameters(), exact.parameters(), strict=True):
+        assert found.grad.shape == found.shape
+        assert found.grad.dtype == found.dtype
+        near(name, found.grad, wanted.grad, scale)
+
+
+def near(name: str, found: Tensor, truth: Tensor, scale: float = 1.0) -> None:
+    """Fails where the largest error is over the dtype's tolerance of the largest number."""
+    size = max(1.0, truth.abs().max().item()) if truth.numel() else 1.0
+    error = (found.double() - truth).abs().max().item() if truth.numel() else 0.0
+    assert error <= scale * TOLERANCE[found.dtype] * size, f"{name}: error {error:.3g} of {size:.3g}"
+
+
+def strided(*shape: int) -> Tensor:
+    """Random numbers whose last axis is not the contiguous one."""
+    return torch.randn(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
+
+
+def given(layer: NobleLinear, x: Tensor) -> list[Any]:
+    """The arguments of `noble_fx::linear`."""
+    noble = layer.noble
+    return [x, layer.weight, layer.bias, noble.down, noble.down_bias, noble.up, noble.act_tensors(), noble.key]
