@@ -21,8 +21,8 @@ class Argument:
 class Kernel:
     """The text of one file that holds one `@triton.jit` function called `name`, and how to launch it.
 
-    The grid has one dimension: `ceil(rows / row_tile) * blocks`. FLOPs and bytes (each tensor once) are the floor of
-    what it does: per row, and once for what does not grow with the rows.
+    The grid has one dimension: `ceil(rows / row_tile) * blocks`, or `blocks` where `row_tile` is 0. FLOPs and bytes
+    (each tensor once) are the floor of what it does: per row, and once for what does not grow with the rows.
     """
 
     name: str
@@ -38,4 +38,6 @@ class Kernel:
 
     def programs(self, rows: int) -> int:
         """How many programs one launch starts."""
+        if not self.row_tile:
+            return self.blocks
         return -(-rows // self.row_tile) * self.blocks

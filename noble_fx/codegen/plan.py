@@ -154,8 +154,9 @@ def _main(layer: Layer, backend: str, shared: int) -> Tile:
 
 def _weights(layer: Layer, backend: str) -> Tile:
     if backend == "interpreter":
-        return Tile(32, 64, 32, 4, 1)
-    return Tile(128, 0, 32 if layer.dtype == torch.float32 else 64, 8, 3)
+        return Tile(0, 64, 32, 4, 1)
+    columns = 128 if layer.rank <= FUSED_RANK else 64
+    return Tile(0, columns, 32 if layer.dtype == torch.float32 else 64, 8, 3)
 
 
 def _fitted(tile: Tile, depth: int, columns: int = 0) -> Tile:

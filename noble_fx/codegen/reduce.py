@@ -9,60 +9,74 @@ from noble_fx.codegen.source import Source
 _COLUMNS = 128
 _ROWS = 32
 
+Parts = list[tuple[str, int, str]]  # (gradient, numbers in it, its type), in the order of a row
 
-def reduce_partials(name: str, layer: Layer, source_name: str, parts: list[tuple[str, int, str]], note: str) -> Kernel:
-    """One kernel that sums the rows of `source_name`, for every site; `parts` are (gradient, numbers, type), in order.
+
+def reduce_partials(
+    name: str, layer: Layer, given: str, parts: list[Parts], note: str, rows: str = "programs"
+) -> Kernel:
+    """One kernel that sums the rows of `given`, for every site, into the site's `parts`.
 
     A program takes 128 columns of one site and walks down the rows; what it finds goes to the gradients it covers.
+    `rows` is how many there are: the argument "programs", or a number.
     """
-    source, width = Source(), sum(size for _, size, _ in parts)
+    source = Source()
+    widths = [sum(size for _, size, _ in mine) for mine in parts]
+    tiles = [-(-width // _COLUMNS) for width in widths]
     arguments = []
-    for site in range(layer.sites):
-        arguments.append(Argument(f"{layer.name(source_name, site)}_ptr", "*fp32"))
-        arguments += [Argument(f"{layer.name(part, site)}_ptr", f"*{kind}") for part, _, kind in parts]
-    arguments.append(Argument("programs", "i32"))
-    tiles = -(-width // _COLUMNS)
+    for site, mine in enumerate(parts):
+        arguments.append(Argument(f"{layer.name(given, site)}_ptr", "*fp32"))
+        arguments += [Argument(f"{layer.name(part, site)}_ptr", f"*{kind}") for part, _, kind in mine]
+    if not rows.isdigit():
+        arguments.append(Argument(rows, "i32"))
     source.header(
-        f"{name}: the sum of {source_name} over its rows",
+        f"{name}: the sum of {given} over its rows",
         [
-            f"{source_name} [programs, {width}] float32  ->  {', '.join(part for part, _, _ in parts)}",
+            f"{given} [{rows}, {widths[0]}] float32, a row:",
+            *(f"  {part} {size}" for part, size, _ in parts[0]),
             note,
-            f"one program: {_COLUMNS} columns, {_ROWS} rows a step, always in the same order · generator {GENERATOR}",
+            f"one program: {_COLUMNS} columns, always in the same order · generator {GENERATOR}",
         ],
     )
     with source.function(name, arguments):
-        source.line(f"column = tl.program_id(0) % {tiles} * {_COLUMNS} + tl.arange(0, {_COLUMNS})")
-        if layer.sites == 1:
-            _one_site(source, layer, 0, source_name, parts, width)
-        for site in range(layer.sites if layer.sites > 1 else 0):
-            with source.block(f"if tl.program_id(0) // {tiles} == {site}"):
-                _one_site(source, layer, site, source_name, parts, width)
+        first = 0
+        for site, mine in enumerate(parts):
+            if layer.sites == 1:
+                source.line(f"column = tl.program_id(0) * {_COLUMNS} + tl.arange(0, {_COLUMNS})")
+                _one_site(source, layer, site, given, mine, rows)
+                continue
+            head = f"(tl.program_id(0) >= {first}) & (tl.program_id(0) < {first + tiles[site]})"
+            with source.block(f"if {head}"):
+                source.line(f"column = (tl.program_id(0) - {first}) * {_COLUMNS} + tl.arange(0, {_COLUMNS})")
+                _one_site(source, layer, site, given, mine, rows)
+            first += tiles[site]
     return Kernel(
         name=name,
         source=str(source),
         arguments=tuple(arguments),
-        row_tile=1,
-        blocks=tiles * layer.sites,
+        row_tile=0,
+        blocks=sum(tiles),
         warps=4,
         stages=1,
-        bytes_once=4 * width * layer.sites,
+        bytes_once=4 * sum(widths) * (int(rows) if rows.isdigit() else 1),
     )
 
 
-def _one_site(
-    source: Source, layer: Layer, site: int, given: str, parts: list[tuple[str, int, str]], width: int
-) -> None:
-    source.line(f"step = tl.arange(0, {_ROWS})")
+def _one_site(source: Source, layer: Layer, site: int, given: str, parts: Parts, rows: str) -> None:
+    width = sum(size for _, size, _ in parts)
+    step = min(_ROWS, int(rows)) if rows.isdigit() else _ROWS
+    source.line(f"step = tl.arange(0, {step})")
     source.line(f"total = tl.zeros([{_COLUMNS}], tl.float32)")
-    with source.block(f"for start in range(0, programs, {_ROWS})"):
+    with source.block(f"for start in range(0, {rows}, {step})"):
         source.line("row = (start + step)[:, None]")
-        mask = "row < programs" if width % _COLUMNS == 0 else f"(row < programs) & (column[None, :] < {width})"
+        mask = f"row < {rows}" if width % _COLUMNS == 0 else f"(row < {rows}) & (column[None, :] < {width})"
         source.line(f"inside = {mask}")
-        address = f"{layer.name(given, site)}_ptr + row.to(tl.int64) * {width} + column[None, :]"
-        source.line(f"total += tl.sum(tl.load({address}, mask=inside, other=0.0), axis=0)")
+        source.line(f"tile_ptr = {layer.name(given, site)}_ptr + row.to(tl.int64) * {width} + column[None, :]")
+        source.line("total += tl.sum(tl.load(tile_ptr, mask=inside, other=0.0), axis=0)")
     offset = 0
     for part, size, _ in parts:
         pointer = f"{layer.name(part, site)}_ptr"
+        source.paragraph(part)
         source.line(f"inside = (column >= {offset}) & (column < {offset + size})")
         place = f"column - {offset}" if offset else "column"
         source.line(f"tl.store({pointer} + {place}, total.to({pointer}.dtype.element_ty), mask=inside)")
