@@ -5,8 +5,8 @@
     backward   bottleneck_backward             dy, h -> t, dh, and what each tile of rows adds to d and σ's parameters
                reduce_partials                 the sums of those
                linear_backward_input           dx = Σ dy W + dh D            or the vendor's GEMMs, accumulating
-               the vendor's GEMMs              dW = dyᵀ x, db
-               branch_weight_backward          dU = dyᵀ t, dD = dhᵀ x        or the vendor's GEMMs
+               the vendor's GEMM               dW = dyᵀ x
+               branch_weight_backward          dU = dyᵀ t, dD = dhᵀ x, db    or the vendor's GEMMs, and a sum
 
 A way is a tuple of words, one for each "or": "kernel" or "vendor". The tensors of a layer are one row, as everywhere in
 the runtime: x, W…, b…, D…, d…, U…, σ's…, site after site in each field, None where a site has none.
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from noble_fx.codegen.backward import partials, partials_width, row_products
+from noble_fx.codegen.branch_weights import SPLITS, branch_weights_width
 from noble_fx.codegen.generate import generate
 from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.plan import Layer, Plan, make_plan
@@ -105,9 +106,8 @@ class LayerKernels:
     def backward_ways(self, needs: Mapping[str, bool]) -> tuple[list[Way], Way]:
         """Every way to run backward with these needs, and the default."""
         inputs = [KERNEL, VENDOR] if needs["x"] else [VENDOR]
-        weights = [VENDOR]
-        if "branch_weight_backward" in self.kernels and any(needs[name] for name in needs if name[:3] in ("up", "dow")):
-            weights.append(KERNEL)
+        narrow = [name for site in self._sites for name in self._of_layer(site, "up", "down")]
+        weights = [VENDOR, KERNEL] if any(needs[name] for name in narrow) else [VENDOR]
         usual = self._product(sum(self.layer.out_features))
         return list(combinations(inputs, weights)), (usual if usual in inputs else VENDOR, VENDOR)
 
@@ -124,13 +124,13 @@ class LayerKernels:
             found = self._row_sums(given, wanted)
             if wanted["x"]:
                 found["x"] = self._input(given, inputs)
-            found |= self._branch_weights(given, wanted, weights)
+            found |= self._branch_weights(given, wanted) if weights == VENDOR else self._branch_weights_at_once(given)
         for site in self._sites:
-            dy_site = self._of(given, "dy", site)
-            if wanted[self.layer.name("weight", site)]:
-                found[self.layer.name("weight", site)] = dy_site.t() @ given["x"]
-            if wanted[self.layer.name("bias", site)]:
-                found[self.layer.name("bias", site)] = dy_site.sum(0)
+            weight, bias, dy_site = *self._of_layer(site, "weight", "bias"), self._of(given, "dy", site)
+            if wanted[weight]:
+                found[weight] = dy_site.t() @ given["x"]
+            if wanted[bias] and bias not in found:
+                found[bias] = dy_site.sum(0)
         return [found.get(name) if need else None for name, need in wanted.items()]
 
     def _bottleneck(self, given: Named) -> Named:
@@ -186,11 +186,27 @@ class LayerKernels:
             dx.addmm_(self._of(given, "dh", site), self._of(given, "down", site))
         return dx
 
-    def _branch_weights(self, given: Named, wanted: Mapping[str, bool], way: str) -> Named:
-        """dU = dyᵀ t and dD = dhᵀ x."""
+    def _branch_weights_at_once(self, given: Named) -> Named:
+        """dU = dyᵀ t, dD = dhᵀ x and db = Σ dy by one kernel that reads dy once, and one that adds up."""
+        layer, x = self.layer, given["x"]
+        sums: Named = {}
+        found: Named = {}
+        for site in self._sites:
+            width = branch_weights_width(layer, site)
+            sums[layer.name("weight_partials", site)] = x.new_empty((SPLITS, width), dtype=torch.float32)
+            up, down, bias = self._of_layer(site, "up", "down", "bias")
+            found |= {up: torch.empty_like(given[up]), down: torch.empty_like(given[down])}
+            if layer.bias:
+                found[bias] = x.new_empty(layer.out_features[site])
+        self._launch("branch_weight_backward", given | sums)
+        self._launch("reduce_branch_weights", {"x": x, **sums, **{f"d_{name}": one for name, one in found.items()}})
+        return found
+
+    def _branch_weights(self, given: Named, wanted: Mapping[str, bool]) -> Named:
+        """dU = dyᵀ t and dD = dhᵀ x by the vendor's GEMMs."""
         found = {}
         for site in self._sites:
-            up, down = self.layer.name("up", site), self.layer.name("down", site)
+            up, down = self._of_layer(site, "up", "down")
             if wanted[up]:
                 found[up] = self._of(given, "dy", site).t() @ self._of(given, "t", site)
             if wanted[down]:
@@ -214,6 +230,9 @@ class LayerKernels:
     def _each(self, name: str, tensors: Sequence[Tensor] | Tensor) -> Named:
         """One tensor a site, by the names that the kernels use."""
         return {self.layer.name(name, site): tensors[site] for site in self._sites}
+
+    def _of_layer(self, site: int, *names: str) -> list[str]:
+        return [self.layer.name(name, site) for name in names]
 
     def _of(self, given: Named, name: str, site: int) -> Tensor:
         return given[self.layer.name(name, site)]
