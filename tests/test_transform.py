@@ -263,3 +263,31 @@ def test_torch_export_keeps_the_operators_as_nodes(capture):
     assert targets.count(torch.ops.noble_fx.linear.default) == 12 - 2 * grouped
     assert targets.count(torch.ops.noble_fx.linear_group.default) == grouped
     torch.testing.assert_close(program.module()(tokens()), transformed(capture)(tokens()))
+
+
+class ReadsTheWeight(nn.Module):
+    """Multiplies with a layer's weight itself, as Mamba does with that of dt_proj."""
+
+    def __init__(self):
+        super().__init__()
+        self.called, self.read = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.called(x) @ self.read.weight
+
+
+def test_a_branch_that_the_model_goes_past_is_named_after_a_backward():
+    model = noble_fx.transform(ReadsTheWeight(), rank=2, capture="modules")
+
+    def without_effect():
+        return [site.fqn for site in noble_fx.sites(model) if "; without effect: the last backward" in site.reason]
+
+    assert without_effect() == []
+    model(torch.randn(3, 8)).sum().backward()
+    assert without_effect() == ["read"]
+    assert "without effect" in str(noble_fx.explain(model))
+    model.zero_grad()
+    assert without_effect() == []
+    model.read.noble.requires_grad_(False)
+    model(torch.randn(3, 8)).sum().backward()
+    assert without_effect() == []
