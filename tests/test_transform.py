@@ -291,3 +291,10 @@ def test_a_branch_that_the_model_goes_past_is_named_after_a_backward():
     model.read.noble.requires_grad_(False)
     model(torch.randn(3, 8)).sum().backward()
     assert without_effect() == []
+
+
+def test_sites_of_a_model_that_was_parametrized_afterwards():
+    model = noble_fx.transform(nn.Sequential(nn.Linear(8, 8)), rank=2, capture="modules")
+    nn.utils.parametrizations.weight_norm(model[0])
+    model(torch.randn(3, 8)).sum().backward()
+    assert "without effect" not in str(noble_fx.explain(model))

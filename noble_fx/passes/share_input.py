@@ -14,17 +14,21 @@ from noble_fx.schema import LINEAR, LINEAR_GROUP
 from noble_fx.weights import view_of
 
 _SITES = (LINEAR, LINEAR_GROUP)
+_ARGUMENTS = 8
 
 
 @rule(LINEAR)
 def share_input(build: Build, node: fx.Node, target: Target) -> Answer:
     """linear(x, …), linear(x, …)  ->  getitem(linear_group(x, […], …), 0), getitem(linear_group(x, […], …), 1)"""
+    if len(node.args) != _ARGUMENTS:
+        return Skip("called with keywords")
     siblings = [user for user in node.args[0].users if user is not node and _reads(user, node.args[0])]  # type: ignore[union-attr]
     if not siblings:
         return Skip("reads x alone")
     members, _ = _members(node, target)
     if len(members) == 1:
-        return Skip(_difference(node, siblings[0], target) or _members(min(node, siblings[0]), target)[1])
+        reason = _difference(node, siblings[0], target) or _members(min(node, siblings[0]), target)[1]
+        return Skip(reason or "the others are a group already")
     fields = [[_hoisted(build, member.args[i], target) for member in members] for i in range(1, 6)]
     act = [_hoisted(build, one, target) for member in members for one in member.args[6]]  # type: ignore[union-attr]
     present = [[] if field[0] is None else field for field in fields]
@@ -37,7 +41,7 @@ def share_input(build: Build, node: fx.Node, target: Target) -> Answer:
 
 
 def _reads(node: fx.Node, x: Any) -> bool:
-    return node.target in _SITES and len(node.args) == 8 and node.args[0] is x
+    return node.target in _SITES and len(node.args) == _ARGUMENTS and node.args[0] is x
 
 
 def _members(node: fx.Node, target: Target) -> tuple[list[fx.Node], str]:
@@ -64,13 +68,18 @@ def _members(node: fx.Node, target: Target) -> tuple[list[fx.Node], str]:
 
 def _difference(one: fx.Node, other: fx.Node, target: Target) -> str:
     """Why two sites of one input cannot share a call; empty where they can."""
-    (rank, *mine), (rank_there, *theirs) = _traits(one, target), _traits(other, target)
+    rank, key, bias, down_bias = _traits(one, target)
+    rank_there, key_there, bias_there, down_bias_there = _traits(other, target)
     if rank is None or rank_there is None:
         return "the rank of a branch is not known here"
     if rank != rank_there:
         return f"another rank: {rank} here, {rank_there} there"
-    differing = [n for n, a, b in zip(("σ", "bias", "bias of D"), mine, theirs, strict=True) if a != b]
-    return f"another {differing[0]} than the others that read x" if differing else ""
+    if key != key_there:
+        return "another σ there"
+    for name, here, there in (("bias", bias, bias_there), ("bias of D", down_bias, down_bias_there)):
+        if here != there:
+            return f"a {name} here, none there" if here else f"no {name} here, one there"
+    return ""
 
 
 def _traits(node: fx.Node, target: Target) -> tuple[int | None, Any, bool, bool]:

@@ -53,7 +53,7 @@ def compile_graph(
     then = options.pop("then", "inductor")
     placeholders, downs = _placeholders(graph_module), _downs(graph_module)
     history: list[Step] = []
-    for one in [graph_module, *(body for _, body, _ in _bodies(graph_module))] if downs else []:
+    for one in _with_bodies(graph_module) if downs else ():
         history += run_passes(one, PIPELINES["compiled"])
     given = [placeholders.index(node) for node in downs if node in placeholders]
     kept = CompiledGraph(_copy(graph_module), tuple(history), ()) if given else None
@@ -85,7 +85,8 @@ def _with_inductor(
 def cache_key(graph_module: fx.GraphModule, downs: Sequence[Tensor]) -> str:
     """What this project adds to Inductor's cache key: its code, the pass list, and σ and config of the branches."""
     passes = [f"{one.name}: {one.law}" for one in PIPELINES["compiled"]]
-    acts = {str(node.args[-1]) for node in _sites(graph_module)}
+    nodes = [node for one in _with_bodies(graph_module) for node in one.graph.nodes]
+    acts = {str(node.args[-1]) for node in nodes if node.target in (LINEAR, LINEAR_GROUP)}
     configs = {branch.config.text() for branch in branches_with(downs)}
     return hashlib.sha256("\n".join([_sources(), *passes, *sorted(acts), *sorted(configs)]).encode()).hexdigest()
 
@@ -131,10 +132,10 @@ def _bodies(graph_module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.GraphMod
                     yield node, body, node.args[i + 1 :]
 
 
-def _sites(graph_module: fx.GraphModule) -> list[fx.Node]:
-    """The fused sites, alone or in groups, those inside bodies included."""
-    own = [node for node in graph_module.graph.nodes if node.target in (LINEAR, LINEAR_GROUP)]
-    return own + [node for _, body, _ in _bodies(graph_module) for node in _sites(body)]
+def _with_bodies(graph_module: fx.GraphModule) -> Iterator[fx.GraphModule]:
+    yield graph_module
+    for _, body, _ in _bodies(graph_module):
+        yield from _with_bodies(body)
 
 
 def _downs(graph_module: fx.GraphModule) -> list[Any]:
