@@ -54,7 +54,7 @@ def places(sites: Sequence[int], count: int, length: int) -> list[int]:
     return [0, *own, *(1 + _FIELDS * count + i * act + n for i in sites for n in range(act))]
 
 
-class _Function(torch.autograd.Function):
+class _RecomputedFunction(torch.autograd.Function):
     @staticmethod
     def forward(operator: Recomputed, count: int, act_key: str, *row: Tensor | None) -> tuple[Tensor, ...]:
         y, h = operator.forward(*operator.inputs(count, row), act_key)
@@ -106,7 +106,7 @@ def autograd_rule(operator: Recomputed) -> Callable[..., Any]:
         *tensors, act_key = inputs
         count, row = operator.row(tensors)
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in row):
-            y = _Function.apply(operator, count, act_key, *row)[:-1]
+            y = _RecomputedFunction.apply(operator, count, act_key, *row)[:-1]
             return list(y) if operator.grouped else y[0]
         with torch._C._AutoDispatchBelowAutograd():
             return operator.call(*inputs)
