@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import fx
+
 from noble_fx.codegen.kernel import Argument, Kernel
 from noble_fx.codegen.plan import DTYPES, GENERATOR, Plan
 from noble_fx.codegen.product import Out, Term, product
@@ -9,10 +13,11 @@ from noble_fx.codegen.sigma import (
     Narrow,
     Sigma,
     activation,
-    activation_arguments,
     begin_rows,
     narrow_products,
     store_rows,
+    tensor_arguments,
+    tensor_name,
     tile_name,
 )
 from noble_fx.codegen.source import Source
@@ -22,7 +27,9 @@ def bottleneck_forward(plan: Plan) -> Kernel:
     """h = x Dᵀ + d and t = σ(h), for every site of x in one pass over it."""
     layer, tile, source = plan.layer, plan.bottleneck_forward, Source()
     dtype = DTYPES[layer.dtype]
-    arguments = _arguments(plan)
+    program = activation(layer)
+    graph, names = program.forward.graph, ("h", *map(tensor_name, program.names))
+    arguments = _arguments(plan, graph, names)
     source.header(
         f"bottleneck_forward: {'h = x Dᵀ + d' if layer.down_bias else 'h = x Dᵀ'},  t = σ(h)",
         [
@@ -36,8 +43,7 @@ def bottleneck_forward(plan: Plan) -> Kernel:
         source.paragraph("the rows of this program; what is read past the end is not stored")
         begin_rows(source, tile.rows, "tl.program_id(0)")
         sigmas = [
-            Sigma(plan, source, tile, activation(plan).forward.graph, site if layer.sites > 1 else None)
-            for site in range(layer.sites)
+            Sigma(plan, source, tile, graph, names, site if layer.sites > 1 else None) for site in range(layer.sites)
         ]
         h = [layer.name("h", site) for site in range(layer.sites)]
         segments = tuple(sigmas[0].segments(sigmas[0].low.inputs[0]))
@@ -61,14 +67,14 @@ def bottleneck_forward(plan: Plan) -> Kernel:
     )
 
 
-def _arguments(plan: Plan) -> list[Argument]:
+def _arguments(plan: Plan, graph: fx.Graph, names: Sequence[str]) -> list[Argument]:
     layer, element = plan.layer, f"*{DTYPES[plan.layer.dtype]}"
     arguments = [Argument("x_ptr", element)]
     for site in range(layer.sites):
         arguments.append(Argument(f"{layer.name('down', site)}_ptr", element))
         if layer.down_bias:
             arguments.append(Argument(f"{layer.name('down_bias', site)}_ptr", element))
-        arguments += activation_arguments(plan, site)
+        arguments += tensor_arguments(layer, graph, names, site)
         arguments.append(Argument(f"{layer.name('h', site)}_ptr", "*fp32"))
         arguments.append(Argument(f"{layer.name('t', site)}_ptr", element))
     return [*arguments, Argument("rows", "i32"), Argument("x_stride_0", "i32")]

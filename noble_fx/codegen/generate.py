@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 
-from noble_fx.codegen.backward import bottleneck_backward, linear_backward_input, partials
+from noble_fx.codegen.backward import bottleneck_backward, linear_backward_input
 from noble_fx.codegen.branch_weights import branch_weight_backward, reduce_branch_weights
 from noble_fx.codegen.forward import bottleneck_forward, linear_up_forward
 from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.plan import DTYPES, Plan
 from noble_fx.codegen.reduce import reduce_partials
+from noble_fx.codegen.stages import backward_steps
 
 
 @functools.lru_cache(maxsize=256)
@@ -18,14 +19,14 @@ def generate(plan: Plan) -> dict[str, Kernel]:
     kernels = [
         bottleneck_forward(plan),
         linear_up_forward(plan),
-        bottleneck_backward(plan),
+        *bottleneck_backward(plan),
         linear_backward_input(plan),
         branch_weight_backward(plan),
         reduce_branch_weights(plan),
     ]
-    if sums := partials(plan):
+    if sums := backward_steps(plan).partials:
         own, theirs = DTYPES[plan.layer.dtype], DTYPES[plan.layer.act_dtype]
-        parts = [(one.name, one.size, own if one.node is None else theirs) for one in sums]
+        parts = [(one.name, one.size, own if one.name == "d_down_bias" else theirs) for one in sums]
         note = "a row is one row tile's share of the gradients of d and of σ's parameters"
         kernels.append(reduce_partials("reduce_partials", plan.layer, "partials", [parts] * plan.layer.sites, note))
     return {kernel.name: kernel for kernel in kernels}

@@ -139,7 +139,7 @@ def _bottleneck(layer: Layer, backend: str) -> tuple[Tile, Tile]:
     forward = Tile(64, 0, depth, 4 if layer.rank * layer.sites <= 64 else 8, 3)
     if layer.rank <= 32:
         return forward, Tile(64, 0, depth, 4, 3)
-    return forward, Tile(64 if layer.rank <= 64 else 32 if layer.rank <= FUSED_RANK else 16, 0, depth, 8, 3)
+    return forward, Tile(64 if layer.rank <= 64 else 32, 0, depth, 8, 3)
 
 
 def _main(layer: Layer, backend: str, shared: int) -> Tile:

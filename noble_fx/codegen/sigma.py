@@ -11,7 +11,7 @@ from torch import fx
 from noble_fx.codegen.axes import Segment
 from noble_fx.codegen.kernel import Argument
 from noble_fx.codegen.lower import Loads, Lowering, Place, Value, channels
-from noble_fx.codegen.plan import DTYPES, Plan, Tile
+from noble_fx.codegen.plan import DTYPES, Layer, Plan, Tile
 from noble_fx.codegen.product import dot
 from noble_fx.codegen.source import Source
 from noble_fx.codegen.trace_activation import ActivationProgram, Untraceable, typed_program
@@ -20,12 +20,16 @@ from noble_fx.errors import KernelError
 _TYPES = {"torch.bool": "i1", "torch.int64": "i64", "torch.int32": "i32", "torch.uint8": "i8"}
 
 
-def activation(plan: Plan) -> ActivationProgram:
+def activation(layer: Layer) -> ActivationProgram:
     """σ's typed graphs; raises `KernelError` with the reason where there are none."""
     try:
-        return typed_program(plan.layer.act, plan.layer.rank)
+        program = typed_program(layer.act, layer.rank)
     except Untraceable as reason:
         raise KernelError(str(reason)) from None
+    names = list(map(tensor_name, program.names))
+    if len(set(names)) < len(names):
+        raise KernelError(f"two of σ's tensors have one name in a kernel: {', '.join(sorted(names))}")
+    return program
 
 
 def tensor_name(name: str) -> str:
@@ -33,37 +37,39 @@ def tensor_name(name: str) -> str:
     return f"act_{name.replace('.', '_')}"
 
 
-def activation_arguments(plan: Plan, site: int | None = None) -> list[Argument]:
-    """Pointers to σ's tensors, of one site or of the only one."""
-    program = activation(plan)
-    nodes = [node for node in program.forward.graph.nodes if node.op == "placeholder"][1:]
+def tensor_arguments(layer: Layer, graph: fx.Graph, names: Sequence[str], site: int | None = None) -> list[Argument]:
+    """Pointers to those of a graph's inputs that are σ's tensors, of one site or of the only one."""
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
     found = []
-    for name, node in zip(program.names, nodes, strict=True):
-        dtype = node.meta["val"].dtype
-        kind = DTYPES[plan.layer.act_dtype] if dtype.is_floating_point else _TYPES[str(dtype)]
-        shown = tensor_name(name)
-        found.append(Argument(f"{shown if site is None else plan.layer.name(shown, site)}_ptr", f"*{kind}"))
+    for name, node in zip(names, nodes, strict=True):
+        if name.startswith("act_"):
+            dtype = node.meta["val"].dtype
+            kind = DTYPES[layer.act_dtype] if dtype.is_floating_point else _TYPES[str(dtype)]
+            found.append(Argument(f"{name if site is None else layer.name(name, site)}_ptr", f"*{kind}"))
     return found
 
 
 @dataclass
 class Sigma:
-    """One of σ's graphs in one kernel, for one site."""
+    """One of σ's graphs in one kernel; `names` are its inputs: "act_…" σ's tensors, others [rows, width]."""
 
     plan: Plan
     source: Source
     tile: Tile
     graph: fx.Graph
-    site: int | None  # None: the tensors' names carry no site
+    names: Sequence[str]
+    site: int | None = None  # None: the tensors' names carry no site
 
     def __post_init__(self) -> None:
         self.low = Lowering(self.graph, self.plan, self.source, self.tile.rows)
-        names = activation_arguments(self.plan, self.site)
-        for node, argument in zip(self.low.inputs[1:], names, strict=False):
-            self._bind_load(node, argument)
+        self.inputs = dict(zip(self.names, self.low.inputs, strict=True))
+        arguments = iter(tensor_arguments(self.plan.layer, self.graph, self.names, self.site))
+        for name, node in self.inputs.items():
+            if name.startswith("act_"):
+                self._bind_load(node, next(arguments))
 
     def segments(self, node: Any) -> list[Segment]:
-        """The channel tiles of a value [rows, r]."""
+        """The channel tiles of a value [rows, width]."""
         return self.low.segments(self.low.axes_of(node)[1])
 
     def bind(self, node: fx.Node, name: str) -> None:
@@ -110,15 +116,27 @@ class Sigma:
         joined = masks[0] if len(masks) == 1 else " & ".join(f"({mask})" for mask in masks)
         return " + ".join(terms), joined
 
+    def load_rows(self, name: str) -> None:
+        """Read an input [rows, width] of float32 or, for dt, of the layer's dtype."""
+        node = self.inputs[name]
+        segments = self.segments(node)
+        width = self.low.axes.size(self.low.axes_of(node)[1])
+        cast = ".to(tl.float32)" if name == "dt" and not self.plan.exact else ""
+        for segment in segments:
+            index, last = self.low.index(segment), segment.start + segment.size - 1
+            index = f"tl.minimum({index}, {last})" if segment.padded else index
+            address = f"{name}_ptr + row_read * {width} + {index}[None, :]"
+            self.source.line(f"{tile_name(name, segment, segments)} = tl.load({address}){cast}")
+
     def store_rows(self, node: Any, tensor: str) -> None:
-        """Write a result [rows, r] to `tensor`."""
+        """Write a result [rows, width] to `tensor`."""
         value = self.low.value(node)
-        rank = self.plan.layer.rank
+        width = self.low.axes.size(value.axes[1])
         for place in self.low.places(value):
             index = f"{self.low.index(place[1])}[None, :]"
             inside = f"live[:, None] & ({self.low.bound(place[1], '[None, :]')})" if place[1].padded else ""
             text = self.low.solid(value.tiles[place], place)
-            store_rows(self.source, tensor, index, rank, text, inside)
+            store_rows(self.source, tensor, index, width, text, inside)
 
 
 def store_rows(source: Source, tensor: str, index: str, columns: int, text: str, inside: str) -> None:

@@ -18,18 +18,17 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product as combinations
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from noble_fx.codegen.backward import partials, partials_width, row_products
 from noble_fx.codegen.branch_weights import SPLITS, branch_weights_width
 from noble_fx.codegen.generate import generate
 from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.plan import Layer, Plan, make_plan
 from noble_fx.codegen.sigma import activation, tensor_name
+from noble_fx.codegen.stages import Gemm, Stage, backward_steps
 from noble_fx.codegen.writer import plan_name
 from noble_fx.runtime.choice import Way
 from noble_fx.runtime.launch import launch
@@ -48,7 +47,7 @@ Named = dict[str, Tensor]
 def layer_kernels(layer: Layer, backend: str, shared: int, tf32: bool) -> LayerKernels:
     """The kernels of a layer on a GPU with `shared` bytes a block; raises `KernelError` where there are none."""
     plan = make_plan(layer, backend, tf32, shared)
-    program = activation(plan)
+    program = activation(layer)
     return LayerKernels(plan, plan_name(plan), generate(plan), tuple(map(tensor_name, program.names)))
 
 
@@ -135,42 +134,48 @@ class LayerKernels:
 
     def _bottleneck(self, given: Named) -> Named:
         """What follows from dt = dy U and h alone: t, dh, and what each tile of rows adds to sums over the rows."""
-        plan, x = self.plan, given["x"]
-        kernel = self.kernels["activation_backward" if plan.split_backward else "bottleneck_backward"]
-        widths = {"t": self.layer.rank, "dh": self.layer.rank}
-        for one in row_products(plan):
-            widths |= {f"{one.name}_{side}": _width(getattr(one, side)) for side in ("left", "right")}
+        steps, x, sites = backward_steps(self.plan), given["x"], self.layer.sites
         made: Named = {}
-        for name, width in widths.items():
-            made |= self._each(name, x.new_empty((self.layer.sites, len(x), width)))
-        if plan.split_backward:
-            made |= self._each(
-                "dt", [self._of(given, "dy", site) @ self._of(given, "up", site) for site in self._sites]
-            )
-        shape = (self.layer.sites, -(-len(x) // kernel.row_tile), partials_width(plan))
-        made |= self._each("partials", x.new_empty(shape, dtype=torch.float32))
-        self._launch(kernel.name, given | made)
+        for name in ("t", "dh"):
+            made |= self._each(name, x.new_empty((sites, len(x), self.layer.rank)))
+        for name, width in steps.buffers().items():
+            made |= self._each(name, x.new_empty((sites, len(x), width), dtype=torch.float32))
+        if self.plan.split_backward:
+            dt = [self._of(given, "dy", site) @ self._of(given, "up", site) for site in self._sites]
+            made |= self._each("dt", dt)
+        programs = -(-len(x) // self.plan.bottleneck_backward.rows)
+        made |= self._each("partials", x.new_empty((sites, programs, steps.width), dtype=torch.float32))
+        for step in steps.steps:
+            if isinstance(step, Stage):
+                self._launch(step.name, given | made)
+            else:
+                made |= self._each(step.out, [self._gemm(step, given | made, site) for site in self._sites])
         return made
+
+    def _gemm(self, gemm: Gemm, given: Named, site: int) -> Tensor:
+        """A product that stands between two kernels, in float32."""
+        left, right = (self._of(given, name, site).float() for name in (gemm.left, gemm.right))
+        left, right = left.t() if gemm.left_transposed else left, right.t() if gemm.right_transposed else right
+        bias = self._of(given, gemm.bias, site).float() if gemm.bias else None
+        return left @ right if bias is None else torch.addmm(bias, left, right)
 
     def _row_sums(self, given: Named, wanted: Mapping[str, bool]) -> Named:
         """The gradients of d and of σ's parameters, which are sums over the rows."""
         found: Named = {}
         gradients = {}
-        for one in partials(self.plan):
-            dtype = self.layer.dtype if one.node is None else self.layer.act_dtype
+        for one in backward_steps(self.plan).partials:
+            dtype = self.layer.dtype if one.name == "d_down_bias" else self.layer.act_dtype
             for site in self._sites:
                 name = self.layer.name(one.name, site)
                 gradients[name] = found[name.removeprefix("d_")] = given["x"].new_zeros(one.shape, dtype=dtype)
         if any(wanted[name] for name in found) and len(given["x"]):
             kernel = self.kernels["reduce_partials"]
             launch(self.plan, kernel, 1, given | gradients, programs=len(self._of(given, "partials", 0)))
-        for product in row_products(self.plan):
+        for name in self.act:  # the gradients that were products over the rows
             for site in self._sites:
-                left, right = (self._of(given, f"{product.name}_{side}", site) for side in ("left", "right"))
-                name = self.layer.name(product.name, site).removeprefix("d_")
-                if wanted[name]:
-                    operands = (right, left) if product.transposed else (left, right)
-                    found[name] = (operands[0].t() @ operands[1]).to(self.layer.act_dtype)
+                gradient = given.get(self.layer.name(f"d_{name}", site))
+                if gradient is not None:
+                    found[self.layer.name(name, site)] = gradient.to(self.layer.act_dtype)
         return found
 
     def _input(self, given: Named, way: str) -> Tensor:
@@ -239,11 +244,6 @@ class LayerKernels:
 
     def _launch(self, name: str, given: Mapping[str, Tensor], **numbers: int) -> None:
         launch(self.plan, self.kernels[name], len(given["x"]), given, **numbers)
-
-
-def _width(node: Any) -> int:
-    width: int = node.meta["val"].shape[1]
-    return width
 
 
 def _dense_rows(tensor: Tensor) -> Tensor:

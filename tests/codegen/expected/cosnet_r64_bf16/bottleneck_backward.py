@@ -1,7 +1,7 @@
 """bottleneck_backward: dt = dy U,  (t, dh, dσ) = σ and its vjp at h
 
     dy [rows, 4096] bf16   U [4096, 64]   h [rows, 64] float32   σ: cosnet-e4c704368505
-    t, dh [rows, 64] bf16   partials [programs, 4352] float32, one row a tile
+    t [rows, 64]   dh [rows, 64]   partials [programs, 4352] float32, one row a tile
     one program: 64 rows of one site, steps of 64
     cuda · 8 warps · 3 stages · generator 1
 
@@ -113,7 +113,7 @@ def bottleneck_backward(
     sum_4 = tl.sum(mul_7_live, axis=0, keep_dims=True)
     view_3 = tl.reshape(sum_4, [64])
 
-    # t for dU, dh for dD and dx
+    # results for what comes next: t for dU, dh for dD and dx, operands of products
     tl.store(t_ptr + row[:, None] * 64 + channel[None, :], cos_1, mask=live[:, None])
     tl.store(dh_ptr + row[:, None] * 64 + channel[None, :], mul_6, mask=live[:, None])
 

@@ -1,7 +1,7 @@
 """bottleneck_backward: dt = dy U,  (t, dh, dσ) = σ and its vjp at h
 
     dy [rows, 70] fp32   U [70, 12]   h [rows, 12] float32   σ: cosnet-a100cc3e0101
-    t, dh [rows, 12] fp32   partials [programs, 216] float32, one row a tile
+    t [rows, 12]   dh [rows, 12]   partials [programs, 216] float32, one row a tile
     one program: 64 rows of one site, steps of 32
     cuda · 4 warps · 3 stages · generator 1
 
@@ -102,7 +102,7 @@ def bottleneck_backward(
     sum_5 = tl.sum(mul_7_live, axis=0, keep_dims=True)
     view_4 = tl.reshape(sum_5, [16])
 
-    # t for dU, dh for dD and dx
+    # results for what comes next: t for dU, dh for dD and dx, operands of products
     tl.store(t_ptr + row[:, None] * 12 + channel[None, :], cos_1, mask=live[:, None] & (channel[None, :] < 12))
     tl.store(dh_ptr + row[:, None] * 12 + channel[None, :], mul_6, mask=live[:, None] & (channel[None, :] < 12))
 

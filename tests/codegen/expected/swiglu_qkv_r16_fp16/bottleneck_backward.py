@@ -1,7 +1,7 @@
 """bottleneck_backward: dt = dy U,  (t, dh, dσ) = σ and its vjp at h
 
     dy [rows, 768 | 256 | 256] fp16   U [768 | 256 | 256, 16]   h [rows, 16] float32   σ: swiglu-71085d022bde
-    t, dh [rows, 16] fp16   partials [programs, 512] float32, one row a tile
+    t [rows, 16]   dh [rows, 16]   partials [programs, 512] float32, one row a tile
     one program: 64 rows of one site, steps of 64
     cuda · 4 warps · 3 stages · generator 1
 
@@ -126,7 +126,7 @@ def bottleneck_backward(
     act_mixer_weight_c16 = tl.load(act_mixer_weight_ptr + channel_16_32[:, None] * 16 + channel[None, :]).to(tl.float32)
     mm_2 = tl.dot(mul_2, act_mixer_weight_c16, mm_2, input_precision="tf32")
 
-    # t for dU, dh for dD and dx
+    # results for what comes next: t for dU, dh for dD and dx, operands of products
     tl.store(t_ptr + row[:, None] * 16 + channel[None, :], mul_1, mask=live[:, None])
     tl.store(dh_ptr + row[:, None] * 16 + channel[None, :], mm_2, mask=live[:, None])
 
