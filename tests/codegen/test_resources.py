@@ -68,9 +68,9 @@ def test_broken_promises_are_seen():
     bad = resources.Resources(255, 8, 300_000, 4000, {"FFMA": 4000})
     broken = broken_promises(kernel_set, {"bottleneck_backward": bad}, "sm_90")
     assert [line.split(": ")[1].split(",")[0] for line in broken] == [
-        "8 bytes of local memory",
         "300000 bytes of shared memory",
         "no HGMMA",
+        "8 bytes of local memory",
         "4000 instructions",
         "no MUFU.COS",
     ]
