@@ -4,7 +4,7 @@ The same code launches on a GPU; `tests/gpu` runs it there.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from noble_fx import NobleLinear, schema
 from noble_fx.runtime import choice, cuda_operator
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.fused_layer import TOLERANCE, check, exact_of, given, layer_of, near, strided, take
+from tests.fused_layer import TOLERANCE, check, check_group, exact_of, given, layer_of, near, strided, take
 from tests.models import Gamma
 
 pytest.importorskip("triton")
@@ -257,26 +257,6 @@ def test_opcheck():
 
 
 # --- several layers that read one x ----------------------------------------------------------------------------------
-
-
-def check_group(layers: list[NobleLinear], x: Tensor, used: Sequence[int]) -> None:
-    """y of each and every gradient of a loss on those `used`, against each layer alone in float64."""
-    x = x.detach().requires_grad_()
-    exact, x64 = [exact_of(layer) for layer in layers], x.detach().double().requires_grad_()
-    several = [given(layer, x) for layer in layers]
-    fields = [[one[i] for one in several if one[i] is not None] for i in range(1, 6)]
-    found = schema.LINEAR_GROUP(x, *fields, [tensor for one in several for tensor in one[6]], several[0][7])
-    truth = [layer(x64) for layer in exact]
-    dy = {i: torch.randn(truth[i].shape).to(x.dtype) for i in used}
-    torch.autograd.backward([found[i] for i in used], [dy[i] for i in used])
-    torch.autograd.backward([truth[i] for i in used], [dy[i].double() for i in used])
-    near("dx", x.grad, x64.grad)
-    for i, layer in enumerate(layers):
-        near(f"y {i}", found[i], truth[i])
-        for (name, mine), wanted in zip(layer.named_parameters(), exact[i].parameters(), strict=True):
-            assert (mine.grad is None) == (wanted.grad is None), name
-            if mine.grad is not None:
-                near(f"{i} {name}", mine.grad, wanted.grad)
 
 
 def group_of(*outputs: int, **settings: object) -> list[NobleLinear]:
