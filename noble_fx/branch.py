@@ -9,6 +9,8 @@ Everything fast in this project is measured against `NobleBranch.forward`.
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from torch.nn import functional as F
 from noble_fx import activations
 from noble_fx.config import NobleConfig
 from noble_fx.schema import LINEAR
+
+_LIVE: weakref.WeakSet[NobleBranch] = weakref.WeakSet()
 
 
 class NobleBranch(nn.Module):
@@ -40,6 +44,7 @@ class NobleBranch(nn.Module):
         self.up = nn.Parameter(torch.empty(out_features, rank))
         self.act = activations.build_activation(config.act, rank, preset)
         self.reset_parameters()
+        _LIVE.add(self)
         self.key = activations.activation_key(self.act, self.label)
 
     @classmethod
@@ -74,7 +79,14 @@ class NobleBranch(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        _LIVE.add(self)
         self.key = activations.activation_key(self.act, self.label)  # a new process does not know the key yet
+
+
+def branches_with(downs: Iterable[Tensor]) -> list[NobleBranch]:
+    """The branches, of whatever model, that hold one of these `down` matrices: a compiled graph shows no more."""
+    wanted = set(map(id, downs))
+    return [branch for branch in _LIVE if id(branch.down) in wanted]
 
 
 class Augmented:

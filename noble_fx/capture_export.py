@@ -293,7 +293,7 @@ def _call(model: nn.Module, examples: Examples, programs: dict[str, torch.export
     parameters = inspect.signature(model.forward).parameters
     sizes = _fixed_sizes(programs)
     leaves, spec = pytree.tree_flatten(examples.arguments)
-    fixed = [Fixed(sizes[i], v.dtype) if isinstance(v, Tensor) else v for i, v in enumerate(leaves)]
+    fixed = [Fixed(sizes[i], v.dtype, tuple(v.shape)) if isinstance(v, Tensor) else v for i, v in enumerate(leaves)]
     dynamic = sorted({str(f) for f in fixed if isinstance(f, Fixed)})
     return Call(
         names=tuple(n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD),

@@ -19,6 +19,8 @@ from noble_fx.attach import branch_paths, named_branches
 from noble_fx.branch import NobleBranch
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CheckpointError, ConfigError
+from noble_fx.example_inputs import describe, rebuild
+from noble_fx.exported_model import ExportedModel
 from noble_fx.files import staged
 from noble_fx.program import Site
 from noble_fx.transform import Plan, apply_plan, make_plan, remove, sites
@@ -52,6 +54,8 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
             "sites": [site.to_dict() for site in sites(model) if site.selected],
             "versions": {"torch": torch.__version__},
         }
+        if isinstance(model, ExportedModel):
+            described["inputs"] = describe(model.noble_call.examples)
         (made / CONFIG).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (made / WEIGHTS).chmod((made / CONFIG).stat().st_mode)  # safetensors writes files for their owner alone
     return folder
@@ -66,18 +70,22 @@ def load(
 ) -> nn.Module:
     """Transform the plain `model` as `folder` says and fill it with the folder's weights; returns the result.
 
-    A model that was captured by export needs example inputs again, as in `transform`.
+    A model that was captured by export is exported again, with inputs like those it was first exported with. Example
+    inputs, as in `transform`, are needed only where those were of a class that a file cannot hold, or to change sizes.
 
     Raises `CheckpointError` that names the missing, unexpected or misshapen keys, or the file that cannot be read;
     the model is then as it was.
     """
     folder = Path(folder)
-    config = _read_config(folder)
+    config, inputs = _read_config(folder)
     stored = _read_header(folder / WEIGHTS)
     if any(t.is_meta for t in model.state_dict().values()):
         raise CheckpointError("the model is on the meta device; call model.to_empty(device=...) before load")
+    examples: tuple[Any, Any, Any] = (example_inputs, example_kwargs, dynamic_shapes)
+    if inputs is not None and all(given is None for given in examples):
+        examples = (None, *_rebuilt_inputs(model, inputs, folder))
     try:
-        plan = make_plan(model, config, (example_inputs, example_kwargs, dynamic_shapes))
+        plan = make_plan(model, config, examples)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG} does not fit this model: {error}") from error
     _compare(model, plan, stored, folder)
@@ -90,7 +98,14 @@ def load(
     return result
 
 
-def _read_config(folder: Path) -> NobleConfig:
+def _rebuilt_inputs(model: nn.Module, inputs: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        return rebuild(inputs, next((p.device for p in model.parameters()), torch.device("cpu")))
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is not a config of noble_fx.save: inputs: {error}") from error
+
+
+def _read_config(folder: Path) -> tuple[NobleConfig, Any]:
     path = folder / CONFIG
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
@@ -98,7 +113,7 @@ def _read_config(folder: Path) -> NobleConfig:
             raise CheckpointError(
                 f"{path} has format {described['format']}; this version reads {_FORMAT}: update noble_fx"
             )
-        return NobleConfig.from_dict(described["config"])
+        return NobleConfig.from_dict(described["config"]), described.get("inputs")
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; a folder made by noble_fx.save has one") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ConfigError) as error:

@@ -7,6 +7,7 @@ code (`reference`); the two differ.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -140,6 +141,17 @@ class NobleConfig:
             if isinstance(out[name], Sequence) and not isinstance(out[name], str):
                 out[name] = list(out[name])
         return out
+
+    def text(self) -> str:
+        """All settings in one line, callables by name: equal settings have equal text, in every process."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, NoblePreset):
+                return dataclasses.asdict(value)
+            kind = value if hasattr(value, "__qualname__") else type(value)
+            return f"{kind.__module__}.{kind.__qualname__}"
+
+        return json.dumps({f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, default=plain)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> NobleConfig:

@@ -65,7 +65,8 @@ class Explanation:
         lines += [f"eager branch at {count} sites: {reason}" for reason, count in eager.items()]
         if chosen:
             fused = sum(not site.unfused for site in chosen)
-            lines.append(f"fused: {fused} sites, each one noble_fx::linear")
+            grouped = " or one of a noble_fx::linear_group" if any(program.groups for program in self.programs) else ""
+            lines.append(f"fused: {fused} sites, each one noble_fx::linear{grouped}")
             if fused:
                 lines.append(f"kernels: generated for {fused - len(self.no_kernels)} of {fused} fused sites, on a GPU")
         without = Counter(self.no_kernels.values())
@@ -77,6 +78,9 @@ class Explanation:
         for program in self.programs:
             done = Counter(step.rule for step in program.history if not step.skipped)
             lines += [f"pass {name}: {count} rewrites" for name, count in done.items()]
+            if program.groups:
+                calls = f"{len(program.groups)} calls of noble_fx::linear_group"
+                lines.append(f"grouped: {sum(program.groups)} sites that read the same input as another, {calls}")
         return lines
 
 

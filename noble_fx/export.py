@@ -31,9 +31,8 @@ from noble_fx.capture import modes_restored
 from noble_fx.capture_export import at_least_two, dynamic_axes
 from noble_fx.errors import ConfigError, ExportError
 from noble_fx.files import staged
+from noble_fx.runtime import DECOMPOSITIONS
 from noble_fx.runtime.onnx_model import OnnxModel
-from noble_fx.runtime.operator import eager_linear
-from noble_fx.schema import LINEAR
 from noble_fx.transform import named_branches, sites
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2}
@@ -167,7 +166,7 @@ def _to_onnx(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any, opse
     try:
         with _quiet():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-            program = program.run_decompositions({LINEAR: eager_linear})
+            program = program.run_decompositions(dict(DECOMPOSITIONS))
             return torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
     except Exception as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

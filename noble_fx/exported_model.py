@@ -74,10 +74,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Fixed:
-    """What the graphs take for a tensor: its sizes, None where dynamic, and its dtype."""
+    """What the graphs take for a tensor: its sizes, None where dynamic, its dtype, and the sizes of the example."""
 
     sizes: tuple[int | None, ...]
     dtype: torch.dtype
+    example: tuple[int, ...]
 
     def __str__(self) -> str:
         return (

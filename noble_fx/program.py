@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import fx
 
+from noble_fx.schema import LINEAR_GROUP
+
 
 @dataclass(frozen=True)
 class Site:
@@ -64,3 +66,10 @@ class Program:
 
     def __str__(self) -> str:
         return str(self.graph_module.graph)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """How many sites each grouped call takes; a compiled graph may have some in the bodies of checkpoints."""
+        graphs = [m.graph for m in self.graph_module.modules() if isinstance(m, fx.GraphModule)]
+        calls: list[Any] = [node for graph in graphs for node in graph.nodes if node.target is LINEAR_GROUP]
+        return tuple(len(call.args[1]) for call in calls)

@@ -1,8 +1,18 @@
-"""The signatures of the project's operators. `runtime/operator.py` implements them; graphs only name them.
+"""The signatures of the project's operators. `runtime/operator.py` and `group_operator.py` implement them; graphs only
+name them.
 
-linear           one linear map with its branch -> y
-linear_forward   the same -> (y, h), where h = x Dᵀ + d, in float32 or better, is what backward needs besides x
-linear_backward  one gradient per input; an empty tensor where `needs` says no
+linear                 one linear map with its branch -> y
+linear_forward         the same -> (y, h), where h = x Dᵀ + d, in float32 or better, is what backward
+                       needs besides x
+linear_backward        one gradient per input; an empty tensor where `needs` says no
+
+linear_group           G linear maps of one x, of one rank and one σ, each with its branch -> y of each; N may differ
+linear_group_forward   the same -> (y of each, h [G, .., r], contiguous)
+linear_group_backward  one gradient per input: x, weight…, bias…, down…, down_bias…, up…, act…
+
+A group is all with a bias or all without: `bias` and `down_bias` then are empty lists, as `bias` is None for one linear
+map. `needs` and the gradients have G places for either nonetheless (False, empty tensor), 1 + 5 G + len(act) in all, so
+a place means the same whatever is absent. `act` is the tensors of the first site's σ, then those of the next.
 """
 
 from __future__ import annotations
@@ -10,6 +20,10 @@ from __future__ import annotations
 import torch
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor down, Tensor? down_bias, Tensor up, Tensor[] act, str act_key"
+_GROUP = (
+    "Tensor x, Tensor[] weight, Tensor[] bias, Tensor[] down, Tensor[] down_bias, Tensor[] up, Tensor[] act, "
+    "str act_key"
+)
 
 library = torch.library.Library("noble_fx", "DEF")
 library.define(f"linear({_INPUTS}) -> Tensor")
@@ -18,5 +32,12 @@ library.define(
     "linear_backward(Tensor dy, Tensor x, Tensor h, Tensor weight, Tensor down, Tensor up, Tensor[] act, str act_key, "
     "bool[] needs) -> Tensor[]"
 )
+library.define(f"linear_group({_GROUP}) -> Tensor[]")
+library.define(f"linear_group_forward({_GROUP}) -> (Tensor[], Tensor)")
+library.define(
+    "linear_group_backward(Tensor[] dy, Tensor x, Tensor h, Tensor[] weight, Tensor[] down, Tensor[] up, Tensor[] act, "
+    "str act_key, bool[] needs) -> Tensor[]"
+)
 
 LINEAR = torch.ops.noble_fx.linear.default
+LINEAR_GROUP = torch.ops.noble_fx.linear_group.default

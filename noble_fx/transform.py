@@ -237,16 +237,28 @@ def _carried(model: nn.Module, site: Site) -> Site:
     branch = branches[0]
     if not isinstance(branch, NobleBranch):
         return replace(site, selected=False, rank=0, params=0, reason=site.reason if not site.selected else "")
-    params = sum(p.numel() for one in branches if one is not None for p in one.parameters())
+    parameters = [p for one in branches if one is not None for p in one.parameters()]
     return replace(
         site,
         role=branch.role,
         rank=branch.rank,
         selected=True,
-        reason=branch.reason,
-        params=params,
+        reason=branch.reason + _bypassed(model, site.weight or f"{site.fqn}.weight", parameters),
+        params=sum(p.numel() for p in parameters),
         unfused=branch.unfused,
     )
+
+
+def _bypassed(model: nn.Module, weight: str, branch: list[nn.Parameter]) -> str:
+    """What the gradients of the last backward say of a layer whose weight the model reads itself; mostly nothing.
+
+    Nobody can see beforehand that a forward takes `layer.weight` instead of calling the layer (Mamba's dt_proj).
+    """
+    owner, _, name = weight.rpartition(".")
+    held = getattr(_module_at(model, owner), "_parameters", {}).get(name)  # a parametrized weight is no parameter
+    if held is None or held.grad is None or any(p.grad is not None or not p.requires_grad for p in branch):
+        return ""
+    return "; without effect: the last backward went past its layer, to its weight alone"
 
 
 def _module_at(model: nn.Module, path: str) -> nn.Module | None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
+from torch.utils import _pytree as pytree
 
 import noble_fx
 from noble_fx import CaptureError
@@ -57,11 +58,12 @@ def test_the_same_as_the_modules_capture_in_value_and_gradient():
         torch.testing.assert_close(p.grad, q.grad)
 
 
-def test_every_fused_site_is_one_operator_in_both_programs():
+def test_every_fused_site_is_one_operator_or_one_of_a_group_in_both_programs():
     programs = noble_fx.programs(exported())
     assert [p.mode for p in programs] == ["train", "eval"]
     for program in programs:
-        assert str(program).count("torch.ops.noble_fx.linear") == sum(s.selected for s in program.sites) == 12
+        assert program.groups == (2, 2)  # q and v of each block; k has no bias
+        assert str(program).count("torch.ops.noble_fx.linear.") + 4 == sum(s.selected for s in program.sites) == 12
 
 
 def test_parameters_are_the_users_own_under_their_own_names():
@@ -188,18 +190,42 @@ def test_copies_of_bare_parameters_and_constants():
         assert torch.equal(other(**features()), made(**features()))
 
 
-def test_save_and_load(tmp_path):
+def test_save_and_load_without_example_inputs(tmp_path):
     made = exported()
     noble_fx.save(made, tmp_path / "m")
-    again = noble_fx.load(tiny(seed=5), tmp_path / "m", example_inputs=(tokens(),))
+    again = noble_fx.load(tiny(seed=5), tmp_path / "m")
     assert torch.equal(again(tokens(3, 4)), made(tokens(3, 4)))
+    given = noble_fx.load(tiny(seed=5), tmp_path / "m", example_inputs=(tokens(),))
+    assert torch.equal(given(tokens(3, 4)), made(tokens(3, 4)))
 
 
 def test_save_and_load_of_bare_parameters(tmp_path):
     made = noble_fx.transform(Functional(), rank=2, select="all", capture="export", seed=0, example_kwargs=features())
     noble_fx.save(loud(made), tmp_path / "m")
-    again = noble_fx.load(Functional(), tmp_path / "m", example_kwargs=features())
+    again = noble_fx.load(Functional(), tmp_path / "m")
     assert torch.equal(again(**features()), made(**features()))
+
+
+def test_load_exports_again_with_the_same_arguments_and_sizes(tmp_path):
+    given = {"mask": torch.ones(3, 8), "pair": (torch.randn(3, 8), None), "scale": 2.0}
+    made = calls(example_kwargs=given).eval()
+    noble_fx.save(made, tmp_path / "m")
+    again = noble_fx.load(Calls().eval(), tmp_path / "m")
+    assert again.noble_call.examples == made.noble_call.examples
+    x = torch.randn(4, 8)
+    arguments = {"mask": torch.zeros(4, 8), "pair": (torch.randn(4, 8), None), "scale": 2.0}
+    same = pytree.tree_map(
+        lambda one, other: one is other or torch.equal(one, other), made(x, **arguments), again(x, **arguments)
+    )
+    assert same == {"h": True, "pair": (True, True)}
+
+
+def test_load_keeps_sizes_fixed_that_were(tmp_path):
+    noble_fx.save(exported(dynamic_shapes={"idx": {0: Dim("batch")}}), tmp_path / "m")
+    again = noble_fx.load(tiny(), tmp_path / "m")
+    assert again(tokens(7, 5)).shape == (7, 5, 20)
+    with pytest.raises(CaptureError, match=r"the graphs take int64\[\*, 5\]"):
+        again(tokens(2, 6))
 
 
 def test_disabled_and_remove_give_the_base_model_bit_for_bit():

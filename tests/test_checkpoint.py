@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import noble_fx
-from noble_fx import CheckpointError, activations
+from noble_fx import CaptureError, CheckpointError, activations
 from tests.models import Tiny, WithOptional, loud, tiny, tokens, transformed
 
 
@@ -164,6 +164,26 @@ def test_a_truncated_file(folder, keep):
 def test_a_config_that_cannot_be_used(folder, text, message):
     (folder / "noble_config.json").write_text(text)
     check_refused(folder, message)
+
+
+@pytest.mark.parametrize("inputs", [3, {"idx": {"tensor": "x"}}])
+def test_inputs_that_cannot_be_read(inputs, tmp_path):
+    made = noble_fx.transform(tiny(), rank=4, capture="export", example_inputs=(tokens(),))
+    noble_fx.save(made, tmp_path / "saved")
+    path = tmp_path / "saved" / "noble_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": inputs}))
+    check_refused(tmp_path / "saved", "is not a config of noble_fx.save: inputs: ")
+
+
+def test_inputs_that_were_not_stored_are_asked_for(tmp_path):
+    made = noble_fx.transform(tiny(), rank=4, capture="export", example_inputs=(tokens(),))
+    noble_fx.save(made, tmp_path / "saved")
+    path = tmp_path / "saved" / "noble_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": None}))
+    with pytest.raises(CaptureError, match="none were given; pass example_inputs"):
+        noble_fx.load(tiny(), tmp_path / "saved")
+    again = noble_fx.load(tiny(), tmp_path / "saved", example_inputs=(tokens(),))
+    assert torch.equal(again(tokens()), made(tokens()))
 
 
 def test_files_that_are_not_there(folder):

@@ -17,7 +17,7 @@ ROOMS = [
     {"program", "layers", "roles", "weights"},
     {"ranks", "dataflow", "attach", "graph_pickle"},
     {"select", "capture", "exported_model"},
-    {"capture_export"},
+    {"capture_export", "example_inputs"},
     {"passes"},
     {"codegen"},
     {"draw"},

@@ -256,10 +256,12 @@ def test_torch_compile_gives_the_same(capture, dynamic):
     torch.testing.assert_close(compiled(tokens(3, 4)), model(tokens(3, 4)))
 
 
-def test_torch_export_has_one_node_per_site(capture):
+def test_torch_export_keeps_the_operators_as_nodes(capture):
     program = torch.export.export(transformed(capture), (tokens(),), strict=False)
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    assert targets.count(torch.ops.noble_fx.linear.default) == 12
+    grouped = 2 if capture == "fx" else 0  # q and v of each block read one input, and have a bias where k has none
+    assert targets.count(torch.ops.noble_fx.linear.default) == 12 - 2 * grouped
+    assert targets.count(torch.ops.noble_fx.linear_group.default) == grouped
     torch.testing.assert_close(program.module()(tokens()), transformed(capture)(tokens()))
 
 
@@ -284,3 +286,38 @@ def test_required_kernels_that_can_be():
     assert all(not site.unfused for site in noble_fx.sites(model) if site.selected)
     with pytest.raises(ConfigError, match=r"no kernels for torch\.float64"):
         noble_fx.transform(tiny().double(), rank=4, fuse="require")
+
+
+class ReadsTheWeight(nn.Module):
+    """Multiplies with a layer's weight itself, as Mamba does with that of dt_proj."""
+
+    def __init__(self):
+        super().__init__()
+        self.called, self.read = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.called(x) @ self.read.weight
+
+
+def test_a_branch_that_the_model_goes_past_is_named_after_a_backward():
+    model = noble_fx.transform(ReadsTheWeight(), rank=2, capture="modules")
+
+    def without_effect():
+        return [site.fqn for site in noble_fx.sites(model) if "; without effect: the last backward" in site.reason]
+
+    assert without_effect() == []
+    model(torch.randn(3, 8)).sum().backward()
+    assert without_effect() == ["read"]
+    assert "without effect" in str(noble_fx.explain(model))
+    model.zero_grad()
+    assert without_effect() == []
+    model.read.noble.requires_grad_(False)
+    model(torch.randn(3, 8)).sum().backward()
+    assert without_effect() == []
+
+
+def test_sites_of_a_model_that_was_parametrized_afterwards():
+    model = noble_fx.transform(nn.Sequential(nn.Linear(8, 8)), rank=2, capture="modules")
+    nn.utils.parametrizations.weight_norm(model[0])
+    model(torch.randn(3, 8)).sum().backward()
+    assert "without effect" not in str(noble_fx.explain(model))

@@ -1,10 +1,13 @@
 """Real architectures from tiny random configurations, and what is expected of each.
 
-python -m tests.zoo        writes docs/zoo.md
+python -m tests.zoo            writes docs/zoo.md
+python -m tests.zoo --times    seconds that the whole check of each takes
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -61,13 +64,11 @@ def _hf(model: str, config: str, **settings: Any) -> Callable[[], nn.Module]:
 
 
 _LM: dict[str, Any] = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48,
     "vocab_size": VOCABULARY, "max_position_embeddings": 32,
     "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
 }  # fmt: skip
-_ONE = {**_LM, "num_hidden_layers": 1}
 _ENC = {name: value for name, value in _LM.items() if name != "num_key_value_heads"}
-_ENC_ONE = {**_ENC, "num_hidden_layers": 1}
 
 
 def _clip() -> nn.Module:
@@ -174,16 +175,16 @@ def features(length: int = 6, width: int = 16, name: str = "x") -> dict[str, Any
 _ENCODER = {"d_model": 32, "nhead": 2, "dim_feedforward": 48, "batch_first": True}
 
 ZOO = [
-    Entry("GPT-2", _hf("GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=2, n_head=2, vocab_size=VOCABULARY,
-                       n_positions=32, bos_token_id=0, eos_token_id=1), tokens, {"modules": 8, "export": 8}),
-    Entry("Llama", _hf("LlamaForCausalLM", "LlamaConfig", **_LM), tokens, {"modules": 14, "export": 14}),
-    Entry("Qwen3", _hf("Qwen3ForCausalLM", "Qwen3Config", **_ONE, head_dim=16), tokens, {"modules": 7, "export": 7}),
-    Entry("Gemma", _hf("GemmaForCausalLM", "GemmaConfig", **_ONE, head_dim=16), tokens, {"modules": 7, "export": 7}),
-    Entry("Mixtral", _hf("MixtralForCausalLM", "MixtralConfig", **_ONE, num_local_experts=3,
+    Entry("GPT-2", _hf("GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=1, n_head=2, vocab_size=VOCABULARY,
+                       n_positions=32, bos_token_id=0, eos_token_id=1), tokens, {"modules": 4, "export": 4}),
+    Entry("Llama", _hf("LlamaForCausalLM", "LlamaConfig", **_LM), tokens, {"modules": 7, "export": 7}),
+    Entry("Qwen3", _hf("Qwen3ForCausalLM", "Qwen3Config", **_LM, head_dim=16), tokens, {"modules": 7, "export": 7}),
+    Entry("Gemma", _hf("GemmaForCausalLM", "GemmaConfig", **_LM, head_dim=16), tokens, {"modules": 7, "export": 7}),
+    Entry("Mixtral", _hf("MixtralForCausalLM", "MixtralConfig", **_LM, num_local_experts=3,
                           num_experts_per_tok=3), tokens,
           {"modules": 4, "export": 6}),
-    Entry("BERT", _hf("BertForMaskedLM", "BertConfig", **_ENC), tokens, {"modules": 12, "export": 12}),
-    Entry("ModernBERT", _hf("ModernBertForMaskedLM", "ModernBertConfig", **_ENC_ONE, cls_token_id=2, sep_token_id=3,
+    Entry("BERT", _hf("BertForMaskedLM", "BertConfig", **_ENC), tokens, {"modules": 6, "export": 6}),
+    Entry("ModernBERT", _hf("ModernBertForMaskedLM", "ModernBertConfig", **_ENC, cls_token_id=2, sep_token_id=3,
                             attn_implementation="sdpa"), tokens, {"modules": 4, "export": 4}),
     Entry("T5", _hf("T5ForConditionalGeneration", "T5Config", d_model=32, d_kv=16, d_ff=48, num_layers=1, num_heads=2,
                     vocab_size=VOCABULARY, pad_token_id=0, decoder_start_token_id=0, eos_token_id=1),
@@ -251,8 +252,23 @@ def row(entry: Entry) -> str:
     return f"| {entry.name} | {' | '.join(cells)} | {listed[0]} | {listed[1]} |"
 
 
+def print_times() -> None:
+    """Seconds per architecture and capture, of everything that `tests/test_zoo.py` does with it."""
+    from tests.test_zoo import CASES, test_architecture
+
+    torch.set_num_threads(1)  # as in the tests
+    ZOO[0].build()  # imports transformers
+    for entry, capture in CASES:
+        start = time.perf_counter()
+        test_architecture(entry, capture)
+        print(f"{time.perf_counter() - start:6.1f} s  {entry.name}, {capture}", flush=True)
+
+
 def main() -> None:
-    """Write docs/zoo.md."""
+    """Write docs/zoo.md, or print the times."""
+    if "--times" in sys.argv[1:]:
+        print_times()
+        return
     path = Path(__file__).parents[1] / "docs" / "zoo.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text(HEAD + "\n".join(map(row, ZOO)) + "\n", encoding="utf-8")

@@ -5,11 +5,13 @@ train     layer(x)                      expose_linear
        -> linear(x, w, b)               insert_branch
           conv 1×1, bmm, einsum, …      insert_channel_branch, insert_expert_branch, insert_einsum_branch
        -> linear(x, w, b) + noble(x)    fuse_branch
-       -> noble_fx::linear(x, w, …)
+       -> noble_fx::linear(x, w, …)     share_input
+       -> noble_fx::linear_group(x, [w, …], …) where several sites read x
 
-compiled  Dynamo's graphs, where a fused site is one noble_fx::linear already
+compiled  Dynamo's graphs, where a fused site is one noble_fx::linear already: share_input
 
-base      noble_fx::linear(x, w, …)     drop_branch
+base      noble_fx::linear(x, w, …),    drop_branch
+          noble_fx::linear_group(x, [w, …], …)
        -> linear(x, w, b)
 """
 
@@ -24,6 +26,7 @@ from noble_fx.passes.insert_channel_branch import insert_channel_branch
 from noble_fx.passes.insert_einsum_branch import insert_einsum_branch
 from noble_fx.passes.insert_expert_branch import insert_expert_branch
 from noble_fx.passes.rule import Rule
+from noble_fx.passes.share_input import share_input
 
 PIPELINES: dict[str, tuple[Rule, ...]] = {
     "train": (
@@ -34,7 +37,8 @@ PIPELINES: dict[str, tuple[Rule, ...]] = {
         insert_expert_branch,
         insert_einsum_branch,
         fuse_branch,
+        share_input,
     ),
-    "compiled": (),
+    "compiled": (share_input,),
     "base": (drop_branch,),
 }

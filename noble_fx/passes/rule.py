@@ -4,9 +4,9 @@
     def insert_branch(build, node, program):
         \"""linear(x, w, b)  ->  linear(x, w, b) + noble(x)\"""
 
-The function answers with the node that takes the old one's place, or with `Skip("reason")`. The driver finds the
-matching nodes, sets the insertion point, rewires the users, carries `meta` over, removes what has become dead, lints,
-recompiles and writes the history.
+The function answers with the node that takes the old one's place, or with `Skip("reason")`; a rewrite of several nodes
+at once with each old one and its new one. The driver finds the matching nodes, sets the insertion point, rewires the
+users, carries `meta` over, removes what has become dead, lints, recompiles and writes the history.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from noble_fx.holders import BranchGroup
 from noble_fx.program import Skip, Step
 from noble_fx.weights import Product, is_grouped, parameter_shapes, product_of
 
-Answer = fx.Node | Skip
+Answer = fx.Node | dict[fx.Node, fx.Node] | Skip
 _PREDICATES = (is_grouped,)  # operators of libraries that may not be there, known by name alone
 
 
@@ -91,10 +91,18 @@ class Build:
 
     def again(self) -> fx.Node:
         """The node that is being rewritten, once more, marked as one that has its branch."""
-        with self._graph.inserting_before(self._node):
-            copied = self._graph.node_copy(self._node)
-        copied.meta = {**self._node.meta, "noble": True}
+        copied = self.copy(self._node, lambda inner: inner)
+        copied.meta["noble"] = True
         return copied
+
+    def copy(self, node: fx.Node, inputs: Callable[[fx.Node], fx.Node]) -> fx.Node:
+        """`node` once more, with what `inputs` gives for each node that it reads."""
+        with self._graph.inserting_before(self._node):
+            return self._graph.node_copy(node, inputs)
+
+    def sees(self, node: fx.Node) -> bool:
+        """True for a node that stands before the insertion point."""
+        return node < self._node
 
     def method(self, name: str, *args: Any) -> fx.Node:
         """A call of a tensor's method."""
@@ -146,22 +154,26 @@ def run_passes(graph_module: fx.GraphModule, rules: Sequence[Rule]) -> list[Step
     for one in rules:
         target = Target(graph_module)
         for node in list(graph_module.graph.nodes):
-            if one.matches(node, target):
-                history.append(_apply(one, node, target))
+            if not node._erased and one.matches(node, target):
+                history += _apply(one, node, target)
     graph_module.graph.lint()
     graph_module.recompile()
     return history
 
 
-def _apply(one: Rule, node: fx.Node, target: Target) -> Step:
-    graph, name, before = node.graph, node.name, _show(node)
-    answer = one.rewrite(Build(graph, node), node, target)
+def _apply(one: Rule, node: fx.Node, target: Target) -> list[Step]:
+    answer = one.rewrite(Build(node.graph, node), node, target)
     if isinstance(answer, Skip):
-        return Step(one.name, name, before, "", answer.reason)
-    node.replace_all_uses_with(answer)
-    answer.meta = {**node.meta, **answer.meta}
-    _erase(graph, node)
-    return Step(one.name, name, before, _show(answer))
+        return [Step(one.name, node.name, _show(node), "", answer.reason)]
+    return [_replace(one, old, new) for old, new in ({node: answer} if isinstance(answer, fx.Node) else answer).items()]
+
+
+def _replace(one: Rule, old: fx.Node, new: fx.Node) -> Step:
+    name, before = old.name, _show(old)
+    old.replace_all_uses_with(new)
+    new.meta = {**old.meta, **new.meta}
+    _erase(old.graph, old)
+    return Step(one.name, name, before, _show(new))
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:

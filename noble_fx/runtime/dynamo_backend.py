@@ -4,24 +4,28 @@
     torch.compile(model, backend="noble_fx", options={"then": "aot_eager"})    another backend after the passes
 
 Dynamo calls `compile_graph` once per graph: again after a graph break, and for every recompilation. Each graph that
-holds a `noble_fx::linear` is remembered for `noble_fx.programs` as long as one of its branches lives.
+holds a fused site is remembered for `noble_fx.programs` as long as one of its branches lives. Blocks that are compiled
+one by one share a graph, of which the backend is told once: with which branches it runs shows when it is called.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils.weak import WeakIdKeyDictionary
 
+from noble_fx.branch import branches_with
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.program import Step
-from noble_fx.schema import LINEAR
+from noble_fx.schema import LINEAR, LINEAR_GROUP
 
 NAME = "noble_fx"
 
@@ -47,28 +51,51 @@ def compile_graph(
     """The backend: run the passes of "compiled" over one of Dynamo's graphs and hand it on."""
     options = dict(options or {})
     then = options.pop("then", "inductor")
-    if any(node.target is LINEAR for node in graph_module.graph.nodes):
-        history = run_passes(graph_module, PIPELINES["compiled"])
-        _remember(graph_module, example_inputs, tuple(history))
+    placeholders, downs = _placeholders(graph_module), _downs(graph_module)
+    history: list[Step] = []
+    for one in _with_bodies(graph_module) if downs else ():
+        history += run_passes(one, PIPELINES["compiled"])
+    given = [placeholders.index(node) for node in downs if node in placeholders]
+    kept = CompiledGraph(_copy(graph_module), tuple(history), ()) if given else None
     if then != "inductor":
         inner = torch._dynamo.lookup_backend(then) if isinstance(then, str) else then
-        given = {"mode": mode, "options": options}
-        return inner(graph_module, list(example_inputs), **{k: v for k, v in given.items() if v})
-    from torch._inductor import list_mode_options
+        settings = {"mode": mode, "options": options}
+        compiled: Any = inner(graph_module, list(example_inputs), **{k: v for k, v in settings.items() if v})
+    else:
+        key = cache_key(graph_module, [example_inputs[i] for i in given])
+        compiled = _with_inductor(graph_module, example_inputs, mode, options, key)
+    return compiled if kept is None else _listed(compiled, kept, given, example_inputs)
+
+
+def _with_inductor(
+    graph_module: fx.GraphModule, example_inputs: Sequence[Any], mode: str | None, options: dict[str, Any], key: str
+) -> Any:
+    from torch._inductor import config, list_mode_options
     from torch._inductor.compile_fx import compile_fx
 
     patches = {**(list_mode_options(mode) if mode else {}), **options}
     hook = "post_grad_custom_pre_pass"
-    patches[hook] = _cache_key_pass(cache_key(graph_module), patches.get(hook))
-    compiled: Any = compile_fx(graph_module, list(example_inputs), config_patches=patches)
-    return compiled
+    patches[hook] = _cache_key_pass(key, patches.get(hook, getattr(config, hook)))
+    return compile_fx(graph_module, list(example_inputs), config_patches=patches)
 
 
-def cache_key(graph_module: fx.GraphModule) -> str:
-    """What the passes add to Inductor's cache key: their names and laws, and the activations in the graph."""
+# --- Inductor's cache ------------------------------------------------------------------------------------------------
+
+
+def cache_key(graph_module: fx.GraphModule, downs: Sequence[Tensor]) -> str:
+    """What this project adds to Inductor's cache key: its code, the pass list, and σ and config of the branches."""
     passes = [f"{one.name}: {one.law}" for one in PIPELINES["compiled"]]
-    acts = sorted({str(node.args[-1]) for node in graph_module.graph.nodes if node.target is LINEAR})
-    return hashlib.sha256("\n".join([*passes, *acts]).encode()).hexdigest()
+    nodes = [node for one in _with_bodies(graph_module) for node in one.graph.nodes]
+    acts = {str(node.args[-1]) for node in nodes if node.target in (LINEAR, LINEAR_GROUP)}
+    configs = {branch.config.text() for branch in branches_with(downs)}
+    return hashlib.sha256("\n".join([_sources(), *passes, *sorted(acts), *sorted(configs)]).encode()).hexdigest()
+
+
+@functools.cache
+def _sources() -> str:
+    """This package's code, as Inductor takes torch's: a changed derivative must not be answered by an old artifact."""
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _cache_key_pass(key: str, users: Any) -> Any:
@@ -81,28 +108,86 @@ def _cache_key_pass(key: str, users: Any) -> Any:
                 users(graph)
 
         def uuid(self) -> Any:
-            return key if users is None else (key, users.uuid() if hasattr(users, "uuid") else None)
+            theirs = users.uuid() if hasattr(users, "uuid") else None
+            # None asks Inductor not to cache: nobody can tell when a pass without a name of its own changes.
+            return key if users is None else None if theirs is None else (key, theirs)
 
     return PassList()
 
 
-def _remember(graph_module: fx.GraphModule, example_inputs: Sequence[Any], history: tuple[Step, ...]) -> None:
-    inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    given = dict(zip(inputs, example_inputs, strict=False))
-    linears = [node for node in graph_module.graph.nodes if node.target is LINEAR]
-    downs = [given[node.args[3]] for node in linears if isinstance(given.get(node.args[3]), Tensor)]
-    if not downs:
-        return
+# --- the graph -------------------------------------------------------------------------------------------------------
+
+
+def _placeholders(graph_module: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+
+
+def _bodies(graph_module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.GraphModule, Sequence[Any]]]:
+    """Every call of a graph inside this graph (an activation checkpoint), with that graph and the call's operands."""
+    for node in graph_module.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            for i, arg in enumerate(node.args):
+                body = getattr(graph_module, str(arg.target), None) if isinstance(arg, fx.Node) else None
+                if isinstance(body, fx.GraphModule) and len(_placeholders(body)) == len(node.args) - i - 1:
+                    yield node, body, node.args[i + 1 :]
+
+
+def _with_bodies(graph_module: fx.GraphModule) -> Iterator[fx.GraphModule]:
+    yield graph_module
+    for _, body, _ in _bodies(graph_module):
+        yield from _with_bodies(body)
+
+
+def _downs(graph_module: fx.GraphModule) -> list[Any]:
+    """What the graph reads as the `down` matrices of its fused sites, in its order; None where it computes one."""
+    bodies = {node: (body, operands) for node, body, operands in _bodies(graph_module)}
+    found: list[Any] = []
+    for node in graph_module.graph.nodes:
+        if node.target is LINEAR:
+            found.append(node.args[3])
+        elif node.target is LINEAR_GROUP:
+            found += node.args[3]
+        elif node in bodies:
+            body, operands = bodies[node]
+            outside = dict(zip(_placeholders(body), operands, strict=True))
+            found += [outside.get(down) for down in _downs(body)]
+    return found
+
+
+# --- what was compiled -----------------------------------------------------------------------------------------------
+
+
+def _copy(graph_module: fx.GraphModule) -> fx.GraphModule:
     graph = fx.Graph()
     graph.output(graph.graph_copy(graph_module.graph, {}))
     for node in graph.nodes:  # examples would keep the caller's tensors alive
         node.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
     root = torch.nn.Module()
-    root.__dict__.update(
-        {k: dict(v) for k, v in vars(graph_module).items() if k in ("_modules", "_parameters", "_buffers")}
-    )
-    kept = fx.GraphModule(root, graph, "CompiledGraph")
-    _compiled.setdefault(downs[0], []).append(CompiledGraph(kept, history, tuple(map(id, downs))))
+    for name in ("_modules", "_parameters", "_buffers"):
+        root.__dict__[name] = dict(vars(graph_module)[name])
+    for name, body in root._modules.items():
+        root._modules[name] = _copy(body) if isinstance(body, fx.GraphModule) else body
+    return fx.GraphModule(root, graph, "CompiledGraph")
+
+
+def _listed(
+    compiled: Callable[..., Any], graph: CompiledGraph, downs: list[int], example_inputs: Sequence[Any]
+) -> Callable[..., Any]:
+    """`compiled`, which notes the branches that it is called with: the first call's are those of the examples."""
+    known = WeakIdKeyDictionary()
+
+    def note(inputs: Sequence[Any]) -> None:
+        found = [inputs[i] for i in downs]
+        known[found[0]] = True
+        _compiled.setdefault(found[0], []).append(replace(graph, downs=tuple(map(id, found))))
+
+    def run(*inputs: Any) -> Any:
+        if inputs[downs[0]] not in known:
+            note(inputs)
+        return compiled(*inputs)
+
+    note(example_inputs)
+    return run
 
 
 def compiled_graphs(downs: Sequence[Tensor]) -> list[CompiledGraph]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import noble_fx
 from noble_fx import NobleLinear
-from noble_fx.schema import LINEAR
+from noble_fx.schema import LINEAR, LINEAR_GROUP
 
 ACTS = ["cosnet", "cosnet_double", "identity", "gelu_net", "swiglu", "silu_scale", "leaky_relu"]
 
@@ -191,11 +191,9 @@ def test_compiled_with_inductor():
 
 def test_the_package_registers_one_operator_per_purpose():
     assert {name for name in dir(torch.ops.noble_fx) if name.startswith("linear")} == {
-        "linear",
-        "linear_forward",
-        "linear_backward",
+        f"{operator}{purpose}" for operator in ("linear", "linear_group") for purpose in ("", "_forward", "_backward")
     }
-    assert noble_fx.runtime.operator.eager_linear.__doc__
+    assert set(noble_fx.runtime.DECOMPOSITIONS) == {LINEAR, LINEAR_GROUP}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
