@@ -10,6 +10,7 @@ One linear map is G = 1. Double backward and `torch.func` differentiate the eage
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,10 +78,17 @@ class _RecomputedFunction(torch.autograd.Function):
                 h = h[used]
             kept = places(used, ctx.count, len(row))
             needs = [ctx.needs_input_grad[3 + place] for place in kept]
-            found = _gradients(ctx, [dy[i] for i in used], h, [row[place] for place in kept], needs)
+            # backward() may be called inside autocast, which would run σ's products in the low precision.
+            with _without_autocast(h.device.type):
+                found = _gradients(ctx, [dy[i] for i in used], h, [row[place] for place in kept], needs)
             for place, gradient, need in zip(kept, found, needs, strict=True):
                 gradients[place] = gradient if need else None
         return None, None, None, *gradients
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    # Asked first: some devices, meta for one, have no autocast that could be switched off.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _gradients(ctx: Any, dy: list[Tensor], h: Tensor, row: Row, needs: list[bool]) -> Sequence[Tensor | None]:

@@ -152,6 +152,16 @@ def test_autocast_is_that_of_the_eager_branch(dtype):
         torch.testing.assert_close(one, other, rtol=0, atol=8 * torch.finfo(dtype).eps * other.abs().max().item())
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_backward_inside_autocast_is_that_outside(create_graph):
+    layer, x = layer_of("cosnet", 32, 24, 8), torch.randn(16, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+        inside = torch.autograd.grad(y.sum(), list(layer.parameters()), retain_graph=True, create_graph=create_graph)
+    outside = torch.autograd.grad(y.sum(), list(layer.parameters()), create_graph=create_graph)
+    assert all(torch.equal(one, other) for one, other in zip(inside, outside, strict=True))
+
+
 def test_autocast_leaves_float64_alone():
     layer = layer_of().double()
     with torch.autocast("cpu", dtype=torch.bfloat16):
