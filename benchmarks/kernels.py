@@ -95,6 +95,12 @@ def _promised(name: str, one: Resources, rank: int) -> list[str]:
     return broken
 
 
+def _summary(one: Resources, target: str) -> dict[str, int]:
+    cosines = one.count("MUFU.COS") + one.count("v_cos")
+    counts = {name: value for name, value in asdict(one).items() if name != "opcodes"}
+    return {**counts, "tensor_core_instructions": one.count(_TENSOR_CORE[target]), "cosines": cosines}
+
+
 def run() -> dict[str, object]:
     """CosNet in bfloat16, every size, rank and target; prints the tables and returns every figure."""
     console = Console()
@@ -128,7 +134,9 @@ def run() -> dict[str, object]:
                     "rank": rank,
                     "forward": floor,
                     "kernels": traffic(kernel_set),
-                    "resources": {t: {n: asdict(one) for n, one in found.items()} for t, found in compiled.items()},
+                    "resources": {
+                        t: {n: _summary(one, t) for n, one in found.items()} for t, found in compiled.items()
+                    },
                     "broken": broken,
                 }
             )

@@ -88,7 +88,7 @@ class _RecomputedFunction(torch.autograd.Function):
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
     # Asked first: some devices, meta for one, have no autocast that could be switched off.
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _gradients(ctx: Any, dy: list[Tensor], h: Tensor, row: Row, needs: list[bool]) -> Sequence[Tensor | None]:

@@ -214,3 +214,9 @@ def test_h_is_kept_in_float32_or_better(dtype):
     assert y.dtype == dtype
     assert h.dtype == torch.promote_types(dtype, torch.float32)
     torch.library.opcheck(torch.ops.noble_fx.linear_forward, arguments(layer.requires_grad_(False), x))
+
+
+def test_backward_on_the_meta_device():
+    layer = layer_of().to("meta")
+    layer(torch.randn(3, 9, device="meta")).sum().backward()
+    assert all(p.grad.shape == p.shape for p in layer.parameters())
