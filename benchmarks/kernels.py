@@ -95,10 +95,14 @@ def _promised(name: str, one: Resources, rank: int) -> list[str]:
     return broken
 
 
-def _summary(one: Resources, target: str) -> dict[str, int]:
-    cosines = one.count("MUFU.COS") + one.count("v_cos")
-    counts = {name: value for name, value in asdict(one).items() if name != "opcodes"}
-    return {**counts, "tensor_core_instructions": one.count(_TENSOR_CORE[target]), "cosines": cosines}
+def _summary(found: Mapping[str, Resources], target: str) -> dict[str, dict[str, int]]:
+    """Each kernel's resources, with two sums in place of the whole list of instructions."""
+    summary = {}
+    for name, one in found.items():
+        summary[name] = {key: value for key, value in asdict(one).items() if key != "opcodes"}
+        summary[name]["tensor_core_instructions"] = one.count(_TENSOR_CORE[target])
+        summary[name]["cosines"] = one.count("MUFU.COS") + one.count("v_cos")
+    return summary
 
 
 def run() -> dict[str, object]:
