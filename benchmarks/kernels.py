@@ -138,9 +138,7 @@ def run() -> dict[str, object]:
                     "rank": rank,
                     "forward": floor,
                     "kernels": traffic(kernel_set),
-                    "resources": {
-                        t: {n: _summary(one, t) for n, one in found.items()} for t, found in compiled.items()
-                    },
+                    "resources": {target: _summary(found, target) for target, found in compiled.items()},
                     "broken": broken,
                 }
             )
