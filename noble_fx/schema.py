@@ -7,7 +7,7 @@ linear_forward         the same -> (y, h), where h = x Dᵀ + d, in float32 or b
 linear_backward        one gradient per input; an empty tensor where `needs` says no
 
 linear_group           G linear maps of one x, of one rank and one σ, each with its branch -> y of each; N may differ
-linear_group_forward   the same -> (y of each, h [G, .., r], contiguous)
+linear_group_forward   the same -> (y of each, h [G, .., r], contiguous, in float32 or better)
 linear_group_backward  one gradient per input: x, weight…, bias…, down…, down_bias…, up…, act…
 
 A group is all with a bias or all without: `bias` and `down_bias` then are empty lists, as `bias` is None for one linear

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from noble_fx import NobleLinear
+from noble_fx import NobleLinear, schema
 from noble_fx.runtime.choice import Way
 from noble_fx.runtime.layer_kernels import LayerKernels
 
@@ -77,3 +78,23 @@ def given(layer: NobleLinear, x: Tensor) -> list[Any]:
     """The arguments of `noble_fx::linear`."""
     noble = layer.noble
     return [x, layer.weight, layer.bias, noble.down, noble.down_bias, noble.up, noble.act_tensors(), noble.key]
+
+
+def check_group(layers: list[NobleLinear], x: Tensor, used: Sequence[int], scale: float = 1.0) -> None:
+    """y of each and every gradient of a loss on those `used`, against each layer alone in float64."""
+    x = x.detach().requires_grad_()
+    exact, x64 = [exact_of(layer) for layer in layers], x.detach().double().requires_grad_()
+    several = [given(layer, x) for layer in layers]
+    fields = [[one[i] for one in several if one[i] is not None] for i in range(1, 6)]
+    found = schema.LINEAR_GROUP(x, *fields, [tensor for one in several for tensor in one[6]], several[0][7])
+    truth = [layer(x64) for layer in exact]
+    dy = {i: torch.randn(truth[i].shape, device=x.device).to(x.dtype) for i in used}
+    torch.autograd.backward([found[i] for i in used], [dy[i] for i in used])
+    torch.autograd.backward([truth[i] for i in used], [dy[i].double() for i in used])
+    near("dx", x.grad, x64.grad, scale)
+    for i, layer in enumerate(layers):
+        near(f"y {i}", found[i], truth[i], scale)
+        for (name, mine), wanted in zip(layer.named_parameters(), exact[i].parameters(), strict=True):
+            assert (mine.grad is None) == (wanted.grad is None), name
+            if mine.grad is not None:
+                near(f"{i} {name}", mine.grad, wanted.grad, scale)

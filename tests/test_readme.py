@@ -51,7 +51,7 @@ def test_commands_exist_or_run(command, monkeypatch, capsys):
     else:
         assert program == "noble-fx"
         assert cli.main(arguments) == 0
-        assert "ffn.in" in capsys.readouterr().out
+        assert {"kernels": "def bottleneck_forward("}.get(arguments[0], "ffn.in") in capsys.readouterr().out
 
 
 def test_links_lead_somewhere():

@@ -1,4 +1,4 @@
-"""The CUDA side of `noble_fx::linear`: generated kernels where there are some, PyTorch operators where not.
+"""The operators on CUDA: generated kernels where there are some, PyTorch operators where not.
 
 `why_no_kernel` says without a GPU what would be said with one about a σ, a rank and a dtype; the GPU itself has a word
 too (`gpu_of`). Whatever has no kernel runs as `operator.py` writes it, which is right on every device.
@@ -21,8 +21,11 @@ from noble_fx.codegen.plan import GENERATOR, SHARED_BYTES, Layer
 from noble_fx.errors import KernelError
 from noble_fx.runtime import operator
 from noble_fx.runtime.choice import Way, choose
+from noble_fx.runtime.group_operator import by_site
 from noble_fx.runtime.layer_kernels import LayerKernels, Row, layer_kernels
 from noble_fx.runtime.load import have_triton
+from noble_fx.runtime.operator import present
+from noble_fx.runtime.recompute import places
 
 _OLDEST = (8, 0)  # the first NVIDIA GPUs with bfloat16 on tensor cores
 _log = logging.getLogger(__name__)
@@ -161,11 +164,46 @@ def _linear_backward(dy, x, h, weight, down, up, act, act_key, needs):
     found = backward([dy], x, h, [weight, None, down, None, up, *act], 1, act_key, needs)
     if found is None:
         return operator.backward(dy, x, h, weight, down, up, act, act_key, needs)
-    return [dy.new_empty(0) if gradient is None else gradient for gradient in found]
+    return present(found, dy)
+
+
+def _group_forward(x, weight, bias, down, down_bias, up, act, act_key):
+    count = len(weight)
+    absent = [None] * count
+    found = forward([x, *weight, *(bias or absent), *down, *(down_bias or absent), *up, *act], count, act_key)
+    if found is None:  # too wide for one kernel, perhaps, but not each by itself
+        sites = by_site(weight, bias, down, down_bias, up, act=act)
+        each = [_linear_forward(x, w, b, d, d_bias, u, sigma, act_key) for w, b, d, d_bias, u, sigma in sites]
+        return [y for y, _ in each], torch.stack([h for _, h in each])
+    return found
+
+
+def _linear_group(*inputs: Any) -> list[Tensor]:
+    return _group_forward(*inputs)[0]
+
+
+def _group_backward(dy, x, h, weight, down, up, act, act_key, needs):
+    count = len(weight)
+    absent = [None] * count
+    found = backward(dy, x, h, [*weight, *absent, *down, *absent, *up, *act], count, act_key, needs)
+    if found is None:
+        found = [None] * len(needs)
+        for i, (dy_i, h_i, w, d, u, sigma) in enumerate(by_site(dy, h, weight, down, up, act=act)):
+            own = places([i], count, len(needs))
+            asked = [needs[place] for place in own]
+            dx, *rest = _linear_backward(dy_i, x, h_i, w, d, u, sigma, act_key, asked)
+            if needs[0]:
+                found[0] = dx if found[0] is None else found[0].add_(dx)
+            for place, gradient in zip(own[1:], rest, strict=True):
+                found[place] = gradient
+    return present(found, x)
 
 
 def register(library: Library, device: str = "CUDA") -> None:
     """Make these the operators' implementations for a device."""
+    library.impl("linear_group", _linear_group, device)
+    library.impl("linear_group_forward", _group_forward, device)
+    library.impl("linear_group_backward", _group_backward, device)
     library.impl("linear", _linear, device)
     library.impl("linear_forward", _linear_forward, device)
     library.impl("linear_backward", _linear_backward, device)

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from noble_fx.runtime.operator import (
+    bottleneck,
     eager_linear,
     linear_with_branch,
     present,
@@ -32,7 +32,7 @@ from noble_fx.schema import library
 _ops = torch.ops.noble_fx
 
 
-def _by_site(*fields: Any, act: Sequence[Tensor]) -> Iterator[Any]:
+def by_site(*fields: Any, act: Sequence[Tensor]) -> Iterator[Any]:
     """The tensors of each site, σ's as the last; None for those of a field that is empty, a bias."""
     count = len(fields[0])
     each = len(act) // count
@@ -51,7 +51,7 @@ def eager_linear_group(
     act_key: str,
 ) -> list[Tensor]:
     """The operator in ordinary differentiable PyTorch operators: its double backward, and its decomposition."""
-    sites = _by_site(weight, bias, down, down_bias, up, act=act)
+    sites = by_site(weight, bias, down, down_bias, up, act=act)
     return [eager_linear(x, w, b, d, d_bias, u, sigma, act_key) for w, b, d, d_bias, u, sigma in sites]
 
 
@@ -65,9 +65,8 @@ def _forward(
     act: Sequence[Tensor],
     act_key: str,
 ) -> tuple[list[Tensor], Tensor]:
-    each = [F.linear(x, d, d_bias) for d, d_bias, _ in _by_site(down, down_bias, act=act)]
-    h = torch.stack(each).to(wide_dtype(x))
-    sites = _by_site(h, weight, bias, up, act=act)
+    h = torch.stack([bottleneck(x, d, d_bias) for d, d_bias, _ in by_site(down, down_bias, act=act)])
+    sites = by_site(h, weight, bias, up, act=act)
     return [linear_with_branch(x, h_i, w, b, u, sigma, act_key) for h_i, w, b, u, sigma in sites], h
 
 
@@ -88,7 +87,7 @@ def _backward(
 ) -> list[Tensor]:
     rows, dx, count = rows_of(x), None, len(weight)
     found: list[Tensor | None] = [None] * len(needs)
-    for i, (dy_i, h_i, w, d, u, sigma) in enumerate(_by_site(dy, h, weight, down, up, act=act)):
+    for i, (dy_i, h_i, w, d, u, sigma) in enumerate(by_site(dy, h, weight, down, up, act=act)):
         own = places([i], count, len(needs))
         asked = [needs[place] for place in own]
         dx, *rest = site_gradients(rows_of(dy_i), rows, rows_of(h_i), w, d, u, sigma, act_key, asked, dx)

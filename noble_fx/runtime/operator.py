@@ -69,8 +69,13 @@ def forward(
     act: Sequence[Tensor],
     act_key: str,
 ) -> tuple[Tensor, Tensor]:
-    h = F.linear(x, down, down_bias).to(wide_dtype(x))
+    h = bottleneck(x, down, down_bias)
     return linear_with_branch(x, h, weight, bias, up, act, act_key), h
+
+
+def bottleneck(x: Tensor, down: Tensor, down_bias: Tensor | None) -> Tensor:
+    """h [.., r] = x Dᵀ + d, in float32 or better."""
+    return F.linear(x, down, down_bias).to(wide_dtype(x))
 
 
 def linear_with_branch(

@@ -15,7 +15,7 @@ import noble_fx
 from noble_fx import NobleLinear, schema
 from noble_fx.runtime import choice, cuda_operator, layer_kernels
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.fused_layer import check, exact_of, given, layer_of, near, strided, take
+from tests.fused_layer import check, check_group, exact_of, given, layer_of, near, strided, take
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here: these tests were not run")
@@ -97,6 +97,16 @@ INPUTS = {
 def test_inputs_of_any_layout(monkeypatch, name, way):
     take(monkeypatch, way)
     check(on_gpu(torch.float32), INPUTS[name]())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("outputs", [(256, 64, 64), (512, 512)])
+@pytest.mark.parametrize("rank", [16, 64, 200])
+def test_groups(monkeypatch, rank, outputs, way, launched):
+    take(monkeypatch, way)
+    layers = [on_gpu(out_features=columns, rank=rank, in_features=320) for columns in outputs]
+    check_group(layers, rows(700, 320), range(len(outputs)), scale=2)
+    assert launched
 
 
 def test_tf32_is_used_where_pytorch_is_told_to(monkeypatch):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from noble_fx import schema
+from noble_fx import NobleLinear, schema
 from noble_fx.runtime import choice, cuda_operator
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.fused_layer import TOLERANCE, check, exact_of, given, layer_of, near, strided, take
+from tests.fused_layer import TOLERANCE, check, check_group, exact_of, given, layer_of, near, strided, take
 from tests.models import Gamma
 
 pytest.importorskip("triton")
@@ -254,6 +254,65 @@ def test_opcheck():
     layer = layer_of(in_features=24, out_features=20, rank=4)
     arguments = given(layer, torch.randn(2, 3, 24, requires_grad=True))
     torch.library.opcheck(schema.LINEAR, arguments, test_utils=["test_schema", "test_faketensor"])
+
+
+# --- several layers that read one x ----------------------------------------------------------------------------------
+
+
+def group_of(*outputs: int, **settings: object) -> list[NobleLinear]:
+    layers = [layer_of(out_features=columns, **settings) for columns in outputs]
+    for index, layer in enumerate(layers):  # numbers of its own for each
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(0.1 * index)
+    return layers
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_group_is_one_launch_for_all(monkeypatch, way, dtype, on_cpu):
+    take(monkeypatch, way)
+    layers = [layer.to(dtype) for layer in group_of(72, 40, 40)]
+    check_group(layers, torch.randn(2, 25, 40).to(dtype), [0, 1, 2])
+    assert len(on_cpu) == len(set(on_cpu))
+    assert "bottleneck_forward" in on_cpu
+
+
+@pytest.mark.parametrize("act", ["swiglu", "identity", "gelu_net"])
+@pytest.mark.parametrize("preset", ["paper", "reference"])
+def test_groups_of_other_activations_without_biases(act, preset):
+    check_group(group_of(48, 80, act=act, preset=preset, bias=False), torch.randn(37, 40), [0, 1])
+
+
+def test_a_group_whose_second_result_is_not_used():
+    check_group(group_of(48, 80, 40), torch.randn(37, 40), [0, 2])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_wide_group_is_split(monkeypatch, way):
+    take(monkeypatch, way)
+    check_group(group_of(160, 144, in_features=150, rank=140), torch.randn(37, 150), [0, 1])
+
+
+def test_a_group_without_rows():
+    check_group(group_of(48, 80), torch.randn(0, 40), [0, 1])
+
+
+def test_a_group_that_the_gpu_refuses_runs_layer_by_layer(monkeypatch, on_cpu):
+    from noble_fx.errors import KernelError
+    from noble_fx.runtime import layer_kernels
+
+    launch = layer_kernels.launch
+
+    def narrow(plan, *args, **numbers):
+        if plan.layer.sites > 1:
+            raise KernelError("out of shared memory")
+        launch(plan, *args, **numbers)
+
+    monkeypatch.setattr(layer_kernels, "launch", narrow)
+    monkeypatch.setattr(cuda_operator, "_refused", set())
+    check_group(group_of(48, 80), torch.randn(37, 40), [0, 1])
+    assert on_cpu.count("bottleneck_forward") == 2
 
 
 # --- where there is no kernel ----------------------------------------------------------------------------------------
