@@ -15,7 +15,9 @@ CosNet, the best σ of the paper, is Cosine → Mixer → Cosine.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
+import types
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -296,19 +298,48 @@ def _classes(act: nn.Module) -> list[type]:
 
 
 def _fingerprint(act: nn.Module) -> list[Any]:
-    simple = (str, int, float, bool, tuple, type(None))
+    held = ("_parameters", "_buffers", "_modules", "training")
     return [
         (
             path,
             f"{type(module).__module__}.{type(module).__qualname__}",
             module.extra_repr(),
-            sorted(
-                (k, v)
-                for k, v in vars(module).items()
-                if isinstance(v, simple) and not k.startswith("_") and k != "training"
-            ),
+            sorted((k, _described(v)) for k, v in vars(module).items() if k not in held and not k.startswith("_")),
             [(n, None if p is None else tuple(p.shape)) for n, p in module._parameters.items()],
             [(n, None if b is None else tuple(b.shape)) for n, b in module._buffers.items()],
         )
         for path, module in act.named_modules()
     ]
+
+
+def _described(value: Any, depth: int = 4) -> str:
+    """What sets a module's attribute apart from another's, the same in any process: no addresses.
+
+    Functions are told apart by their code and what they enclose: two lambdas share a name, not what they do.
+    """
+    if value is None or isinstance(value, str | int | float | complex | bool | bytes | torch.dtype | torch.device):
+        return repr(value)
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, Tensor):
+        return f"{name}{tuple(value.shape)}"
+    if depth == 0:
+        return name
+    inner = functools.partial(_described, depth=depth - 1)
+    if isinstance(value, dict):
+        return f"{name}{sorted((inner(k), inner(v)) for k, v in value.items())}"
+    if isinstance(value, list | tuple):
+        return f"{name}{[inner(one) for one in value]}"
+    if isinstance(value, set | frozenset):
+        return f"{name}{sorted(inner(one) for one in value)}"
+    if isinstance(value, types.CodeType):
+        return f"{value.co_code.hex()} {value.co_names} {[inner(one) for one in value.co_consts]}"
+    if isinstance(value, types.FunctionType):
+        cells = [inner(cell.cell_contents) for cell in value.__closure__ or ()]
+        code, defaults = _described(value.__code__, depth), inner([value.__defaults__, value.__kwdefaults__])
+        return f"{value.__module__}.{value.__qualname__} {code} {defaults} {cells}"
+    if isinstance(value, functools.partial):
+        return f"{name}{inner([value.func, value.args, value.keywords])}"
+    if isinstance(value, types.MethodType):
+        return f"{name}{inner([value.__func__, value.__self__])}"
+    called = f" {value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else ""
+    return f"{name}{called}{inner(vars(value)) if hasattr(value, '__dict__') and not isinstance(value, type) else ''}"

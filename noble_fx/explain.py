@@ -64,8 +64,8 @@ class Explanation:
         eager = Counter(site.unfused for site in chosen if site.unfused)
         lines += [f"eager branch at {count} sites: {reason}" for reason, count in eager.items()]
         if chosen:
-            fused = sum(not site.unfused for site in chosen)
             grouped = " or one of a noble_fx::linear_group" if any(program.groups for program in self.programs) else ""
+            fused = sum(not site.unfused for site in chosen)
             lines.append(f"fused: {fused} sites, each one noble_fx::linear{grouped}")
             if fused:
                 lines.append(f"kernels: generated for {fused - len(self.no_kernels)} of {fused} fused sites, on a GPU")

@@ -51,6 +51,7 @@ _TEXT: dict[Any, str] = {
     aten.clamp_min.default: f"tl.maximum({{0}}, {{1}}, {_NAN})",
     aten.clamp_max.default: f"tl.minimum({{0}}, {{1}}, {_NAN})",
     aten.where.self: "tl.where({0}, {1}, {2})",
+    aten.masked_fill.Scalar: "tl.where({1}, {2}, {0})",
     aten.eq.Scalar: "{0} == {1}",
     aten.eq.Tensor: "{0} == {1}",
     aten.ne.Scalar: "{0} != {1}",

@@ -1,6 +1,6 @@
 """activation_backward_0: one stage of σ's vjp at h: v_cos
 
-    h [rows, 256] float32   σ: cosnet-f6a56439ab8d
+    h [rows, 256] float32   σ: cosnet-835431feace1
     v_cos [rows, 256]
     one program: 32 rows of one site
     cuda · 8 warps · 3 stages · generator 1

@@ -1,6 +1,6 @@
 """activation_backward_1: one stage of σ's vjp at h: t, v_mul_3, d_act_second_frequency, d_act_second_phase
 
-    h [rows, 256] float32   σ: cosnet-f6a56439ab8d
+    h [rows, 256] float32   σ: cosnet-835431feace1
     t [rows, 256]   v_mul_3 [rows, 256]   partials [programs, 1024] float32, one row a tile
     one program: 32 rows of one site
     cuda · 8 warps · 3 stages · generator 1

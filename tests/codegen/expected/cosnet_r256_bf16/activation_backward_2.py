@@ -1,6 +1,6 @@
 """activation_backward_2: one stage of σ's vjp at h: dh, d_act_first_frequency, d_act_first_phase
 
-    h [rows, 256] float32   σ: cosnet-f6a56439ab8d
+    h [rows, 256] float32   σ: cosnet-835431feace1
     dh [rows, 256]   partials [programs, 1024] float32, one row a tile
     one program: 32 rows of one site
     cuda · 8 warps · 3 stages · generator 1

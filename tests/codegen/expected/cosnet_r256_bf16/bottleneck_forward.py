@@ -1,6 +1,6 @@
 """bottleneck_forward: h = x Dᵀ,  t = σ(h)
 
-    x [rows, 4096] bf16   D [256, 4096]   σ: cosnet-f6a56439ab8d
+    x [rows, 4096] bf16   D [256, 4096]   σ: cosnet-835431feace1
     h [rows, 256] float32, kept for backward   t [rows, 256] bf16
     one program: 64 rows, 1 site, steps of 64
     cuda · 8 warps · 3 stages · generator 1

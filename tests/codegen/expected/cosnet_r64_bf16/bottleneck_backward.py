@@ -1,6 +1,6 @@
 """bottleneck_backward: dt = dy U,  (t, dh, dσ) = σ and its vjp at h
 
-    dy [rows, 4096] bf16   U [4096, 64]   h [rows, 64] float32   σ: cosnet-e4c704368505
+    dy [rows, 4096] bf16   U [4096, 64]   h [rows, 64] float32   σ: cosnet-241e9469276a
     t [rows, 64]   dh [rows, 64]   partials [programs, 4352] float32, one row a tile
     one program: 64 rows of one site, steps of 64
     cuda · 8 warps · 3 stages · generator 1

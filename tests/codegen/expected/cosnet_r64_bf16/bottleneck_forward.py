@@ -1,6 +1,6 @@
 """bottleneck_forward: h = x Dᵀ,  t = σ(h)
 
-    x [rows, 1024] bf16   D [64, 1024]   σ: cosnet-e4c704368505
+    x [rows, 1024] bf16   D [64, 1024]   σ: cosnet-241e9469276a
     h [rows, 64] float32, kept for backward   t [rows, 64] bf16
     one program: 64 rows, 1 site, steps of 64
     cuda · 4 warps · 3 stages · generator 1

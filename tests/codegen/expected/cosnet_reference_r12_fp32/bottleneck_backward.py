@@ -1,6 +1,6 @@
 """bottleneck_backward: dt = dy U,  (t, dh, dσ) = σ and its vjp at h
 
-    dy [rows, 70] fp32   U [70, 12]   h [rows, 12] float32   σ: cosnet-a100cc3e0101
+    dy [rows, 70] fp32   U [70, 12]   h [rows, 12] float32   σ: cosnet-1ed3c3c0d5a6
     t [rows, 12]   dh [rows, 12]   partials [programs, 216] float32, one row a tile
     one program: 64 rows of one site, steps of 32
     cuda · 4 warps · 3 stages · generator 1

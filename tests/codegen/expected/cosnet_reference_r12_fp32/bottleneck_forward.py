@@ -1,6 +1,6 @@
 """bottleneck_forward: h = x Dᵀ + d,  t = σ(h)
 
-    x [rows, 100] fp32   D [12, 100]   σ: cosnet-a100cc3e0101
+    x [rows, 100] fp32   D [12, 100]   σ: cosnet-1ed3c3c0d5a6
     h [rows, 12] float32, kept for backward   t [rows, 12] fp32
     one program: 64 rows, 1 site, steps of 32
     cuda · 4 warps · 3 stages · generator 1

@@ -1,6 +1,6 @@
 """bottleneck_backward: dt = dy U,  (t, dh, dσ) = σ and its vjp at h
 
-    dy [rows, 768 | 256 | 256] fp16   U [768 | 256 | 256, 16]   h [rows, 16] float32   σ: swiglu-71085d022bde
+    dy [rows, 768 | 256 | 256] fp16   U [768 | 256 | 256, 16]   h [rows, 16] float32   σ: swiglu-844636347135
     t [rows, 16]   dh [rows, 16]   partials [programs, 512] float32, one row a tile
     one program: 64 rows of one site, steps of 64
     cuda · 4 warps · 3 stages · generator 1

@@ -1,6 +1,6 @@
 """bottleneck_forward: h = x Dᵀ,  t = σ(h)
 
-    x [rows, 768] fp16   D [16, 768]   σ: swiglu-71085d022bde
+    x [rows, 768] fp16   D [16, 768]   σ: swiglu-844636347135
     h [rows, 16] float32, kept for backward   t [rows, 16] fp16
     one program: 64 rows, 3 sites, steps of 64
     cuda · 4 warps · 3 stages · generator 1
