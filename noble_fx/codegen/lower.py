@@ -85,7 +85,7 @@ class Lowering:
                 if row is not None and row.moves:
                     given = self.value(node.args[0])
                     value.clean, value.loaded = given.clean, given.loaded
-                if value.loaded:
+                if value.loaded or (row is not None and row.inline):
                     value.tiles = Loads(partial(structure.TABLE[node.target].text, self, node, value), again=True)
                     continue
                 for place in self.places(value):

@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def fast_cosine(self) -> bool:
-        """True where cosines are the hardware's, of an argument reduced by 2π."""
+        """True where cosines are the hardware's, of an argument reduced by 2π; elsewhere they are polynomials."""
         return self.backend == "cuda" and not self.exact
 
 

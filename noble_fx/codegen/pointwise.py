@@ -81,7 +81,7 @@ _DEVICE: dict[Any, tuple[str, str]] = {
     aten.erfc.default: ("libdevice.erfc({0})", "1.0 - tl.erf({0})"),
     aten.sinh.default: ("libdevice.sinh({0})", "0.5 * (tl.exp({0}) - tl.exp(-{0}))"),
     aten.cosh.default: ("libdevice.cosh({0})", "0.5 * (tl.exp({0}) + tl.exp(-{0}))"),
-    aten.tan.default: ("libdevice.tan({0})", "tl.sin({0}) / tl.cos({0})"),
+    aten.tan.default: ("libdevice.tan({0})", "exact_sin({0}) / exact_cos({0})"),
     aten.trunc.default: ("libdevice.trunc({0})", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))"),
 }
 
@@ -103,7 +103,7 @@ def pointwise(plan: Plan, target: Any, operands: Sequence[str], extra: dict[str,
         return None
     if target in _WAVES:
         wave = _WAVES[target]
-        return f"fast_{wave}({operands[0]})" if plan.fast_cosine else f"tl.{wave}({operands[0]})"
+        return f"{'fast' if plan.fast_cosine else 'exact'}_{wave}({operands[0]})"
     if target in _DEVICE:
         on_gpu, interpreted = _DEVICE[target]
         return (interpreted if plan.backend == "interpreter" else on_gpu).format(*operands)

@@ -78,21 +78,35 @@ class Source:
     def __str__(self) -> str:
         """The whole file, with the device library and the fast waves where a line uses them."""
         text = "\n".join(self._lines) + "\n"
-        waves = [wave for wave in ("cos", "sin") if f"fast_{wave}(" in text]
-        if waves:
-            text = text.replace(_IMPORTS, _IMPORTS + _REDUCTION + "".join(_FAST.format(wave=wave) for wave in waves))
+        for kind, constants, function in (("fast", _TURNS, _FAST), ("exact", _QUARTERS, _EXACT)):
+            waves = [wave for wave in _WAVES if f"{kind}_{wave}(" in text]
+            if waves:
+                functions = "".join(function.format(wave=wave, **_WAVES[wave]) for wave in waves)
+                text = text.replace(_IMPORTS, _IMPORTS + constants + functions)
         if "libdevice." in text:
             text = text.replace(_IMPORTS, f"{_IMPORTS}from triton.language.extra import libdevice\n")
         return text
 
 
 _IMPORTS = "import triton\nimport triton.language as tl\n"
-_REDUCTION = """
+_TURNS = """
 # 2π as the sum of two float32 numbers, and the turns in a radian.
 TWO_PI_HIGH = tl.constexpr(6.2831854820251465)
 TWO_PI_LOW = tl.constexpr(-1.7484556000744883e-07)
 TURNS = tl.constexpr(0.15915494309189535)
 """
+_QUARTERS = """
+# π/2 as the sum of three numbers, the first with few bits, so that its multiples are exact (Cody and Waite); the
+# quarters of a turn in a radian.
+HALF_PI_HIGH = tl.constexpr(1.5703125)
+HALF_PI_MIDDLE = tl.constexpr(4.837512969970703e-4)
+HALF_PI_LOW = tl.constexpr(7.549789954891882e-8)
+QUARTERS = tl.constexpr(0.6366197723675814)
+"""
+_WAVES = {
+    "cos": {"even": "even", "odd": "odd", "negative": "(turn == 1.0) | (turn == 2.0)"},
+    "sin": {"even": "odd", "odd": "even", "negative": "turn >= 2.0"},
+}
 _FAST = """
 
 @triton.jit
@@ -142,3 +156,22 @@ def _arguments(body: str) -> list[str]:
         else:
             found[-1] += letter
     return [one.strip() for one in found]
+
+
+_EXACT = """
+
+@triton.jit
+def exact_{wave}(angle):
+    # The angle is brought into [-π/4, π/4] of one of four quarters; there sine and cosine are short polynomials, good
+    # to 1e-7 (Cephes, sinf.c). The library's own cosine would bring thousands of instructions for
+    # arguments over 100,000, at which a float32 angle has no more than two digits.
+    quarter = tl.floor(angle * QUARTERS + 0.5)
+    rest = angle - quarter * HALF_PI_HIGH - quarter * HALF_PI_MIDDLE - quarter * HALF_PI_LOW
+    square = rest * rest
+    odd = rest + rest * square * ((-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6666654611e-1)
+    even = ((2.443315711809948e-5 * square - 1.388731625493765e-3) * square + 4.166664568298827e-2) * square
+    even = 1.0 - 0.5 * square + even * square
+    turn = quarter - 4.0 * tl.floor(quarter * 0.25)
+    wave = tl.where((turn == 1.0) | (turn == 3.0), {odd}, {even})
+    return tl.where({negative}, -wave, wave)
+"""

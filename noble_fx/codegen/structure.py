@@ -34,6 +34,7 @@ class Row:
     axes: Callable[[Lowering, Any], Sequence[int]]
     text: Callable[[Lowering, Any, Value, Place], str | None]
     moves: bool = False  # only moves its operand's values: where those are zero, its own are
+    inline: bool = False  # has no line of its own: it is written where it is used
 
 
 # --- products --------------------------------------------------------------------------------------------------------
@@ -213,7 +214,7 @@ _MAX = Row(_reduce_axes, _reduction("tl.max", "tl.maximum({}, {})", 'float("-inf
 _MIN = Row(_reduce_axes, _reduction("tl.min", "tl.minimum({}, {})", 'float("inf")'))
 _MEAN = Row(_reduce_axes, _mean)
 _PRODUCT = Row(_product_axes, _product_text)
-_TRANSPOSE = Row(_transpose_axes, _transpose_text, moves=True)
+_TRANSPOSE = Row(_transpose_axes, _transpose_text, moves=True, inline=True)
 _VIEW = Row(_view_axes, _view_text, moves=True)
 _EXPAND = Row(_expand_axes, _expand_text)
 _WINDOW = Row(window_axes, window_text)

@@ -108,7 +108,7 @@ class LayerKernels:
         narrow = [name for site in self._sites for name in self._of_layer(site, "up", "down")]
         weights = [VENDOR, KERNEL] if any(needs[name] for name in narrow) else [VENDOR]
         usual = self._product(sum(self.layer.out_features))
-        return list(combinations(inputs, weights)), (usual if usual in inputs else VENDOR, VENDOR)
+        return list(combinations(inputs, weights)), (usual if usual in inputs else VENDOR, weights[-1])
 
     def backward(
         self, dy: Sequence[Tensor], h: Tensor, row: Row, needs: Sequence[bool], way: Way

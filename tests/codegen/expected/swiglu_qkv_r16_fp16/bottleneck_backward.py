@@ -112,15 +112,9 @@ def bottleneck_backward(
     add = mul_4 + 1.0
     mul_5 = mul_3 * sigmoid
     mul_6 = mul_5 * add
-    t_1_c0 = tl.trans(mul_6)
-    t_1_c16 = tl.trans(mul_2)
-    t_1_c0_live = tl.where(live[None, :], t_1_c0, 0.0)
     h_live = tl.where(live[:, None], h, 0.0)
-    mm_1_c0 = tl.dot(t_1_c0_live, h_live, input_precision="tf32")
-    t_1_c16_live = tl.where(live[None, :], t_1_c16, 0.0)
-    mm_1_c16 = tl.dot(t_1_c16_live, h_live, input_precision="tf32")
-    t_2_c0 = tl.trans(mm_1_c0)
-    t_2_c16 = tl.trans(mm_1_c16)
+    mm_1_c0 = tl.dot(tl.where(live[None, :], tl.trans(mul_6), 0.0), h_live, input_precision="tf32")
+    mm_1_c16 = tl.dot(tl.where(live[None, :], tl.trans(mul_2), 0.0), h_live, input_precision="tf32")
     act_mixer_weight_c0 = tl.load(act_mixer_weight_ptr + channel[:, None] * 16 + channel[None, :]).to(tl.float32)
     mm_2 = tl.dot(mul_6, act_mixer_weight_c0, input_precision="tf32")
     act_mixer_weight_c16 = tl.load(act_mixer_weight_ptr + channel_16_32[:, None] * 16 + channel[None, :]).to(tl.float32)
