@@ -133,13 +133,17 @@ def widest_tile(rank: int) -> int:
 
 
 def _bottleneck(layer: Layer, backend: str) -> tuple[Tile, Tile]:
-    depth = 32 if layer.dtype == torch.float32 else 64
+    full = layer.dtype == torch.float32
+    depth = 32 if full else 64
     if backend == "interpreter":  # small, so that small tests cross the borders of tiles
         return Tile(32, 0, 32, 4, 1), Tile(32, 0, 32, 4, 1)
-    forward = Tile(64, 0, depth, 4 if layer.rank * layer.sites <= 64 else 8, 3)
-    if layer.rank <= 32:
-        return forward, Tile(64, 0, depth, 4, 3)
-    return forward, Tile(64 if layer.rank <= 64 else 32, 0, depth, 8, 3)
+    # Full float32 products have no tensor cores to hold them: fewer rows at once.
+    rows = 32 if full and layer.rank > 64 else 64
+    forward = Tile(rows, 0, depth, 4 if layer.rank * layer.sites <= (32 if full else 64) else 8, 3)
+    rows = (64 if layer.rank <= 64 else 32) // (2 if full else 1)
+    if layer.rank > FUSED_RANK:
+        rows = 32
+    return forward, Tile(rows, 0, depth, 4 if layer.rank <= 32 and not full else 8, 3)
 
 
 def _main(layer: Layer, backend: str, shared: int) -> Tile:
