@@ -11,6 +11,16 @@ compiled  Dynamo's graphs, where a fused site is one noble_fx::linear already
 
 base      noble_fx::linear(x, w, …)     drop_branch
        -> linear(x, w, b)
+
+inference noble_fx::linear(x, w, …)     fold_branch       over the folded branches of `noble_fx.fold`
+       -> the same, ω and φ in D and M
+
+export    noble_fx::linear(x, w, …)     merge_branch      on a graph of its own, made by torch.export
+       -> joined_linear(x, [W; D], …)   join_product
+                                        remove_dead
+
+rows      view(f(view(x)))              sink_view         on the same graph in aten operators
+       -> f(x)                          merge_view
 """
 
 from __future__ import annotations
@@ -18,12 +28,18 @@ from __future__ import annotations
 from noble_fx.passes.drop_branch import drop_branch
 from noble_fx.passes.expose_linear import expose_linear
 from noble_fx.passes.expose_product import expose_product
+from noble_fx.passes.fold_branch import fold_branch
 from noble_fx.passes.fuse_branch import fuse_branch
 from noble_fx.passes.insert_branch import insert_branch
 from noble_fx.passes.insert_channel_branch import insert_channel_branch
 from noble_fx.passes.insert_einsum_branch import insert_einsum_branch
 from noble_fx.passes.insert_expert_branch import insert_expert_branch
+from noble_fx.passes.join_product import join_product
+from noble_fx.passes.merge_branch import merge_branch
+from noble_fx.passes.merge_view import merge_view
+from noble_fx.passes.remove_dead import remove_dead
 from noble_fx.passes.rule import Rule
+from noble_fx.passes.sink_view import sink_view
 
 PIPELINES: dict[str, tuple[Rule, ...]] = {
     "train": (
@@ -37,4 +53,7 @@ PIPELINES: dict[str, tuple[Rule, ...]] = {
     ),
     "compiled": (),
     "base": (drop_branch,),
+    "inference": (fold_branch,),
+    "export": (merge_branch, join_product, remove_dead),
+    "rows": (sink_view, merge_view),
 }
