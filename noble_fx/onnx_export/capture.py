@@ -124,7 +124,8 @@ def lower(program: ExportedProgram) -> ExportedProgram:
     """The program in aten operators, its changes of shape merged."""
     with quiet():
         program = program.run_decompositions(DECOMPOSITIONS)
-        run_passes(program.graph_module, PIPELINES["rows"])
+        while any(not step.skipped for step in run_passes(program.graph_module, PIPELINES["rows"])):
+            pass  # a view that has sunk may meet another
         program.graph_module.graph.eliminate_dead_code()
     return program
 
