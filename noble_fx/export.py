@@ -30,13 +30,14 @@ from noble_fx.onnx_export.verify import TOLERANCE, Verification
 from noble_fx.onnx_export.verify import verify as _verify
 from noble_fx.onnx_file import METADATA
 from noble_fx.passes.fold_branch import fold_branch
-from noble_fx.passes.join_product import join_product
+from noble_fx.passes.join_product import join_narrow, join_product
 from noble_fx.passes.remove_dead import remove_dead
 from noble_fx.program import Step
 
 __all__ = ["ExportReport", "export_onnx"]
 
 _BF16_OPSET = 22  # the first one whose trigonometric operators take bfloat16
+_PIPELINES = {"auto": "export", True: "export_joined", False: "export_apart"}
 STAGES = ("fold", "capture", "rewrite", "translate", "write", "verify")
 
 
@@ -51,22 +52,23 @@ def export_onnx(
     fold: bool = True,
     functions: bool = False,
     verify: bool | str = True,
-    join: bool = True,
+    join: bool | str = "auto",
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> ExportReport:
     """Write `model` in eval mode to `path`; batch and sequence sizes stay dynamic unless `dynamic_shapes` says else.
 
-    `args` and `kwargs` are example inputs. `fold` folds the constants of σ, `join` makes W and D one matrix where no
-    other product reads them, `functions` keeps each site one node with its maths in a function of the file (not
-    joined: a box has the operands of the formula). The file is run and compared with PyTorch at several sizes;
+    `args` and `kwargs` are example inputs. `fold` folds the constants of σ. `join` makes W and D one matrix, so that x
+    is read once: "auto" where y is narrower than x, True wherever no other product reads them. `functions` keeps each
+    site one node with its maths in a function of the file (not joined: a box has the operands of the formula). The file
+    is run and compared with PyTorch at several sizes;
     `verify="warn"` keeps a file that is too far off, with a warning, and `verify=False` does not look.
     `progress` is called with the name of each stage. `model` itself is never changed.
     Raises `ExportError` when the model cannot be exported, a result is too far off, or `path` exists or cannot be
     written; nothing is left at `path` then.
     """
     _need_onnx()
-    _check_request(model, verify, opset)
+    _check_request(model, verify, join, opset)
     path, kwargs = Path(path), without_cache(model, kwargs or {})
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     dtype = _checked_dtype(dtype or _model_dtype(model))
@@ -99,7 +101,7 @@ def export_onnx(
     return _report(made, path, size, found, TOLERANCE[dtype], steps)
 
 
-def _check_request(model: Any, verify: bool | str, opset: int | None) -> None:
+def _check_request(model: Any, verify: bool | str, join: bool | str, opset: int | None) -> None:
     import onnx
 
     try:
@@ -108,6 +110,8 @@ def _check_request(model: Any, verify: bool | str, opset: int | None) -> None:
         raise ExportError(str(error).replace("noble_fx.transform", "noble_fx.export_onnx")) from None
     if verify not in (True, False, "warn"):
         raise ExportError(f"verify={verify!r} is unknown; use True, False or 'warn'")
+    if join not in _PIPELINES:
+        raise ExportError(f"join={join!r} is unknown; use 'auto', True or False")
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not 18 <= opset <= newest:
         raise ExportError(f"opset={opset} cannot be written; use 18 to {newest}")
@@ -145,9 +149,9 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         raise ExportError(str(error)) from None
 
 
-def _prepared(program: Any, join: bool, functions: bool) -> tuple[Any, list[Step], list[Any]]:
+def _prepared(program: Any, join: bool | str, functions: bool) -> tuple[Any, list[Step], list[Any]]:
     try:
-        program, steps = rewrite(program, join and not functions)
+        program, steps = rewrite(program, _PIPELINES[False if functions else join])
         if not functions:
             return lower(program), steps, []
         program, kinds = onnx_functions.as_nodes(program)
@@ -184,7 +188,7 @@ def _judge(found: Verification, path: Path, verify: bool | str) -> None:
 def _report(
     made: Any, path: Path, size: int, found: Verification | None, tolerance: float, steps: list[Step]
 ) -> ExportReport:
-    shown = (fold_branch.name, join_product.name)
+    shown = (fold_branch.name, join_product.name, join_narrow.name)
     nodes = [*made.graph, *(node for function in made.functions.values() for node in function)]
     return ExportReport(
         path=path,

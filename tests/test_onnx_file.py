@@ -14,7 +14,7 @@ from tests.models import tokens, transformed
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     model = transformed("modules")
-    noble_fx.export_onnx(model, (tokens(),), path, verify=False)
+    noble_fx.export_onnx(model, (tokens(),), path, verify=False, join=True)
     return model, path
 
 

@@ -24,9 +24,7 @@ from torch.utils import _pytree as pytree
 
 from noble_fx.capture_export import at_least_two, dynamic_axes
 from noble_fx.errors import ExportError
-from noble_fx.passes.merge_branch import merge_branch
 from noble_fx.passes.pipeline import PIPELINES
-from noble_fx.passes.remove_dead import remove_dead
 from noble_fx.passes.rule import run_passes
 from noble_fx.program import Step
 from noble_fx.runtime.inference import DECOMPOSITIONS
@@ -43,6 +41,7 @@ def capture(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> Ex
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
         raise ExportError("export_onnx needs example inputs; pass args=(x, …) or kwargs={'input_ids': …}")
     given = dynamic_shapes
+    _check_axes(model, args, kwargs, given)
     if dynamic_shapes is None:
         args, kwargs = pytree.tree_map_only(Tensor, at_least_two, (args, kwargs))
         dynamic_shapes = _by_argument(model, *pytree.tree_map(_auto_shape, (args, kwargs)))
@@ -50,14 +49,30 @@ def capture(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> Ex
         with quiet():
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
-        if given is not None and any(word in str(error) for word in _SHAPES):
-            raise ExportError(
-                f"dynamic_shapes does not fit the model or its example inputs: {first_line(error)}; "
-                f"leave it out to have it inferred"
-            ) from error
+        if given is not None and any(word in f"{type(error).__name__}: {error}" for word in _SHAPES):
+            raise _misfit(first_line(error)) from error
         raise cannot_export(error) from error
     _check_outputs(program)
     return program
+
+
+def _check_axes(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> None:
+    """torch.export passes over an axis that a tensor does not have, and the size that was meant stays fixed."""
+    named = _by_argument(model, args, kwargs)
+    shapes = (
+        dynamic_shapes if isinstance(dynamic_shapes, dict) else dict(zip(named, dynamic_shapes or (), strict=False))
+    )
+    for name, axes in shapes.items():
+        tensor = named.get(name)
+        for axis in axes if isinstance(axes, dict) and isinstance(tensor, Tensor) else ():
+            if not isinstance(axis, int) or not 0 <= axis < tensor.ndim:  # type: ignore[union-attr]
+                raise _misfit(f"{name!r} has {tensor.ndim} dimensions, and axis {axis!r} is none of them")  # type: ignore[union-attr]
+
+
+def _misfit(cause: str) -> ExportError:
+    return ExportError(
+        f"dynamic_shapes does not fit the model or its example inputs: {cause}; leave it out to have it inferred"
+    )
 
 
 def without_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -105,9 +120,9 @@ def _by_argument(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
 # --- passes ----------------------------------------------------------------------------------------------------------
 
 
-def rewrite(program: ExportedProgram, join: bool) -> tuple[ExportedProgram, list[Step]]:
-    """The program after the passes for an export, and what they did; with `join` one product [W; D] a site."""
-    rules = PIPELINES["export"] if join else (merge_branch, remove_dead)
+def rewrite(program: ExportedProgram, pipeline: str) -> tuple[ExportedProgram, list[Step]]:
+    """The program after one of the pipelines for an export, and what its passes did."""
+    rules = PIPELINES[pipeline]
     if not any(rule.matches(node, None) for rule in rules[:-1] for node in program.graph.nodes):  # type: ignore[arg-type]
         return program, []
     module: Any = program.module(check_guards=False)

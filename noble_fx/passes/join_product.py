@@ -30,5 +30,18 @@ def join_product(build: Build, node: fx.Node, target: Target) -> Answer:
     return build.call(JOINED, x, joined, joined_bias, up, act, key)
 
 
+@rule(LINEAR)
+def join_narrow(build: Build, node: fx.Node, target: Target) -> Answer:
+    """linear(x, W, b, D, d, U, σ)  ->  joined_linear(x, [W; D], [b; d], U, σ), where y is narrower than x
+
+    One product reads x once, and y has to be copied out of its result. Measured on the CPU (ONNX Runtime, one thread,
+    128 rows, r 64): 3072 → 768 gains 0.5 %, 768 → 768 and 768 → 3072 lose 2.4 %.
+    """
+    weight = target.constant(node.args[1])
+    if weight is not None and weight.shape[0] >= weight.shape[1]:
+        return Skip("y is as wide as x or wider, and copying it costs more than reading x once (join=True joins all)")
+    return join_product.rewrite(build, node, target)
+
+
 def _or_zeros(bias: Tensor | None, matrix: Tensor) -> Tensor:
     return matrix.new_zeros(len(matrix)) if bias is None else bias

@@ -16,7 +16,7 @@ inference noble_fx::linear(x, w, …)     fold_branch       over the folded bran
        -> the same, ω and φ in D and M
 
 export    noble_fx::linear(x, w, …)     merge_branch      on a graph of its own, made by torch.export
-       -> joined_linear(x, [W; D], …)   join_product
+       -> joined_linear(x, [W; D], …)   join_narrow       where y is narrower than x; `join=True`: join_product
                                         remove_dead
 
 rows      view(f(view(x)))              sink_view         on the same graph in aten operators
@@ -34,7 +34,7 @@ from noble_fx.passes.insert_branch import insert_branch
 from noble_fx.passes.insert_channel_branch import insert_channel_branch
 from noble_fx.passes.insert_einsum_branch import insert_einsum_branch
 from noble_fx.passes.insert_expert_branch import insert_expert_branch
-from noble_fx.passes.join_product import join_product
+from noble_fx.passes.join_product import join_narrow, join_product
 from noble_fx.passes.merge_branch import merge_branch
 from noble_fx.passes.merge_view import merge_view
 from noble_fx.passes.remove_dead import remove_dead
@@ -54,6 +54,8 @@ PIPELINES: dict[str, tuple[Rule, ...]] = {
     "compiled": (),
     "base": (drop_branch,),
     "inference": (fold_branch,),
-    "export": (merge_branch, join_product, remove_dead),
+    "export": (merge_branch, join_narrow, remove_dead),
+    "export_joined": (merge_branch, join_product, remove_dead),
+    "export_apart": (merge_branch, remove_dead),
     "rows": (sink_view, merge_view),
 }

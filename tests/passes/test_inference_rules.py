@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import noble_fx
 from noble_fx.passes.fold_branch import fold_branch
-from noble_fx.passes.join_product import join_product
+from noble_fx.passes.join_product import join_narrow, join_product
 from noble_fx.passes.merge_branch import merge_branch
 from noble_fx.passes.merge_view import merge_view
 from noble_fx.passes.remove_dead import remove_dead
@@ -78,6 +78,24 @@ def test_what_is_read_elsewhere_is_not_joined():
     graph, expected = graph_of(model), model(X)
     steps = run_passes(graph, [join_product])
     assert {step.skipped for step in steps} == {"another product reads the same matrix, which would be stored twice"}
+    torch.testing.assert_close(graph(X), expected, rtol=1e-12, atol=1e-12)
+
+
+class Narrowing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x):
+        return self.narrow(torch.relu(self.wide(x)))
+
+
+def test_joined_where_the_result_is_the_narrower_one():
+    model = loud(noble_fx.transform(Narrowing(), rank=3, capture="modules", seed=0)).double()
+    graph, expected = graph_of(model), model(X)
+    steps = run_passes(graph, [join_narrow])
+    assert [step.skipped[:26] for step in steps] == ["y is as wide as x or wider", ""]
+    assert [target for target in calls(graph) if target in (LINEAR, JOINED)] == [LINEAR, JOINED]
     torch.testing.assert_close(graph(X), expected, rtol=1e-12, atol=1e-12)
 
 
