@@ -1,7 +1,8 @@
 """Run an exported model with ONNX Runtime, tensors in and tensors out.
 
-Inputs are bound by their address and outputs come back as views of ONNX Runtime's own memory (DLPack), so nothing is
-copied on the device that the session runs on, be it the CPU or a GPU.
+On a GPU inputs are bound by their address and outputs come back as views of ONNX Runtime's own memory (DLPack), so
+nothing goes through the host. On the CPU arrays share memory with tensors, and ONNX Runtime's plain call is the faster
+one (16 µs against 74 µs for an empty graph); only bfloat16, which NumPy does not have, is bound there.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class OnnxModel:
         self.device = wanted
         self.inputs = {i.name: i for i in self._session.get_inputs()}
         self.outputs = [o.name for o in self._session.get_outputs()]
-        self._runner = FixedShapes(self._session, wanted) if cuda_graph else Bound(self._session, wanted)
+        self._runner = _runner(self._session, wanted, cuda_graph)
 
     def __call__(self, *tensors: Tensor, **named_tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the model; outputs come back on the device of the first input."""
@@ -117,6 +118,21 @@ class OnnxModel:
         return tensor.detach().to(self.device).contiguous()
 
 
+class Arrays:
+    """One run of a session on the CPU, over NumPy's view of the tensors' memory."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def run(self, feed: dict[str, Tensor]) -> list[Tensor]:
+        """All outputs."""
+        try:
+            outputs = self._session.run(None, {name: tensor.numpy() for name, tensor in feed.items()})
+        except Exception as error:
+            raise _failed(error) from error
+        return [torch.from_numpy(array) for array in outputs]
+
+
 class Bound:
     """One run of a session over bound memory; a binding of its own for each call, so threads do not meet."""
 
@@ -150,7 +166,7 @@ class Bound:
         try:
             self._session.run_with_iobinding(binding, options)
         except Exception as error:
-            raise ExportError(f"ONNX Runtime failed on these inputs: {error}") from error
+            raise _failed(error) from error
         if self._device.type == "cuda":
             binding.synchronize_outputs()
 
@@ -198,6 +214,18 @@ class FixedShapes(Bound):
         self._call(binding, _graph_options(-1))
         values = zip(binding.get_outputs(), self._outputs, strict=True)
         return [_tensor(value, dtype) for value, (_, dtype) in values]
+
+
+def _runner(session: Any, device: torch.device, cuda_graph: bool) -> Arrays | Bound:
+    if cuda_graph:
+        return FixedShapes(session, device)
+    described = [*session.get_inputs(), *session.get_outputs()]
+    arrays = device.type == "cpu" and not any(value.type == "tensor(bfloat16)" for value in described)
+    return Arrays(session) if arrays else Bound(session, device)
+
+
+def _failed(error: Exception) -> ExportError:
+    return ExportError(f"ONNX Runtime failed on these inputs: {error}")
 
 
 def _graph_options(number: int) -> Any:
