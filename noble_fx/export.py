@@ -24,7 +24,7 @@ from noble_fx.files import staged
 from noble_fx.fold import fold_in_place
 from noble_fx.onnx_export import functions as onnx_functions
 from noble_fx.onnx_export import model_file
-from noble_fx.onnx_export.capture import cannot_export, capture, lower, quiet, rewrite, without_cache
+from noble_fx.onnx_export.capture import cannot_export, capture, lower, quiet, rewrite, size_names, without_cache
 from noble_fx.onnx_export.report import ExportReport
 from noble_fx.onnx_export.verify import TOLERANCE, Verification
 from noble_fx.onnx_export.verify import verify as _verify
@@ -78,12 +78,13 @@ def export_onnx(
         progress("fold")
         copied, steps = _folded(model, dtype, fold)
         progress("capture")
-        program = capture(copied, args, kwargs, dynamic_shapes)
+        captured = capture(copied, args, kwargs, dynamic_shapes)
         progress("rewrite")
-        program, rewrites, kinds = _prepared(program, join, functions)
+        program, rewrites, kinds = _prepared(captured, join, functions)
         steps += rewrites
         progress("translate")
         made = _translate(program, opset, kinds)
+        model_file.name_sizes(made, program, size_names(model, args, kwargs, dynamic_shapes))
         form = "one noble_fx::Linear node a site" if functions else "products of rows (Gemm) a site"
         made.metadata_props[METADATA] = model_file.describe(model, steps, form, str(dtype).removeprefix("torch."))
         progress("write")
@@ -95,7 +96,7 @@ def export_onnx(
             progress("verify")
             with modes_restored(model):
                 truth = model.eval() if dtype == _model_dtype(model) else _copy(model, dtype)
-                found = _verify(truth, file, args, kwargs, program, dtype, ranged=dynamic_shapes is not None)
+                found = _verify(truth, file, args, kwargs, captured, dtype, ranged=dynamic_shapes is not None)
             _judge(found, path, verify)
         size = sum(one.stat().st_size for one in work.iterdir())
     return _report(made, path, size, found, TOLERANCE[dtype], steps)
@@ -171,7 +172,6 @@ def _translate(program: Any, opset: int | None, kinds: list[Any]) -> Any:
         raise ExportError(f"the exporter cannot write opset {opset} for this model; leave opset out")
     onnx_functions.add_bodies(made.model, kinds)
     model_file.share_initializers(made.model)
-    model_file.name_sizes(made.model, program)
     model_file.strip(made.model)
     return made.model
 

@@ -60,7 +60,10 @@ def test_explain_with_a_budget(capsys, config):
         (["explain", "tests.models:tiny", "--rank", "0"], "rank=0 is not a rank"),
         (["export", "tests.models:tiny"], "export needs an example input: --input 2x16:int64"),
         (["export", "tests.models:tiny", "--input", "2xq"], "'2xq' is not [NAME=]SHAPE[:DTYPE]"),
-        (["export", "tests.models:tiny", "--input", "2x3:int64", "--out", "README.md/m.onnx"], "cannot write"),
+        (
+            ["export", "tests.models:tiny", "--rank", "4", "--input", "2x3:int64", "--out", "README.md/m.onnx"],
+            "cannot write",
+        ),
         (["explain", "nothing.onnx"], "nothing.onnx does not exist"),
         (["explain", "tests.models:tiny", "--rank", "4", "--select", "zzz"], "matches no linear layer"),
     ],

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import ConstantArgument, InputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from noble_fx.capture_export import at_least_two, dynamic_axes
@@ -58,15 +58,28 @@ def capture(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> Ex
 
 def _check_axes(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> None:
     """torch.export passes over an axis that a tensor does not have, and the size that was meant stays fixed."""
+    for name, tensor, axes in _given_axes(model, args, kwargs, dynamic_shapes):
+        for axis in axes:
+            if not isinstance(axis, int) or not 0 <= axis < tensor.ndim:
+                raise _misfit(f"{name!r} has {tensor.ndim} dimensions, and axis {axis!r} is none of them")
+
+
+def size_names(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> dict[str, dict[int, str]]:
+    """What the caller called the dynamic sizes (`Dim("rows")`), by argument and axis."""
+    return {
+        name: {axis: dim.__name__ for axis, dim in axes.items() if isinstance(dim, Dim)}
+        for name, _, axes in _given_axes(model, args, kwargs, dynamic_shapes)
+    }
+
+
+def _given_axes(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> Iterator[tuple[str, Tensor, Any]]:
+    """Each argument that is a tensor, with its axes in `dynamic_shapes`."""
     named = _by_argument(model, args, kwargs)
-    shapes = (
-        dynamic_shapes if isinstance(dynamic_shapes, dict) else dict(zip(named, dynamic_shapes or (), strict=False))
-    )
+    by_name = isinstance(dynamic_shapes, dict)
+    shapes = dynamic_shapes if by_name else dict(zip(named, dynamic_shapes or (), strict=False))
     for name, axes in shapes.items():
-        tensor = named.get(name)
-        for axis in axes if isinstance(axes, dict) and isinstance(tensor, Tensor) else ():
-            if not isinstance(axis, int) or not 0 <= axis < tensor.ndim:  # type: ignore[union-attr]
-                raise _misfit(f"{name!r} has {tensor.ndim} dimensions, and axis {axis!r} is none of them")  # type: ignore[union-attr]
+        if isinstance(axes, dict) and isinstance(named.get(name), Tensor):
+            yield name, named[name], axes
 
 
 def _misfit(cause: str) -> ExportError:
@@ -96,12 +109,10 @@ def first_line(error: BaseException) -> str:
 
 def _check_outputs(program: ExportedProgram) -> None:
     for at, spec in enumerate(program.graph_signature.output_specs):
-        value = getattr(spec.arg, "value", None)  # of a constant; a tensor's argument has none
-        if type(spec.arg).__name__ == "TensorArgument" or (
-            type(spec.arg).__name__ == "ConstantArgument" and value is None
-        ):
+        constant = isinstance(spec.arg, ConstantArgument)
+        if isinstance(spec.arg, TensorArgument) or (constant and spec.arg.value is None):
             continue
-        shown = f"the constant {value!r}" if value is not None else "a number computed from sizes"
+        shown = f"the constant {spec.arg.value!r}" if constant else "a number computed from sizes"
         raise ExportError(
             f"output {at} of the model is {shown}, and an ONNX file returns tensors alone; wrap the model in one that "
             f"returns its tensors"

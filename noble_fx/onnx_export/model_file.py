@@ -62,8 +62,8 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def name_sizes(model: Any, program: ExportedProgram) -> None:
-    """Call the dynamic sizes batch and sequence, where the exporter has s77 and s27."""
+def name_sizes(model: Any, program: ExportedProgram, given: dict[str, dict[int, str]]) -> None:
+    """Call the dynamic sizes as the caller did, else batch and sequence, where the exporter has s77 and s27."""
     import onnx_ir as ir
 
     tensors = [value for value in user_inputs(program) if isinstance(value, Tensor)]
@@ -72,7 +72,7 @@ def name_sizes(model: Any, program: ExportedProgram) -> None:
         for axis, (dim, size) in enumerate(zip(value.shape or (), tensor.shape, strict=False)):
             symbol = dim.value if isinstance(dim, ir.SymbolicDim) else None
             if not isinstance(size, int) and symbol and re.fullmatch(r"s\d+", symbol) and symbol not in names:
-                name = _AXES[axis] if axis < len(_AXES) else f"size_{axis}"
+                name = given.get(value.name, {}).get(axis) or (_AXES[axis] if axis < len(_AXES) else f"size_{axis}")
                 names[symbol] = name if name not in names.values() else f"{value.name}_{name}"
     if not names:
         return

@@ -145,11 +145,11 @@ def _current(leaves: list[Any], held: list[Any]) -> dict[Any, int]:
 
 
 def _within(size: int, range_: Any) -> int:
+    """A size of at least 1 and inside the range, whose ends may be infinite."""
     size = max(size, 1)
-    if range_ is None:
-        return size
-    low, high = int(range_.lower), range_.upper
-    return max(low, min(size, int(high))) if high.is_finite else max(low, size)
+    if range_ is not None and bool(range_.lower > size):
+        return int(range_.lower)
+    return int(range_.upper) if range_ is not None and bool(range_.upper < size) else size
 
 
 def _resized(leaf: Any, value: Any, sizes: dict[Any, int]) -> Any:

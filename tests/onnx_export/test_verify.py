@@ -65,4 +65,4 @@ def test_ranges_that_the_caller_gave_are_kept(tmp_path):
     shapes = ({0: torch.export.Dim("rows", min=2, max=4)},)
     report = noble_fx.export_onnx(model, (tokens(3, 5),), tmp_path / "m.onnx", dynamic_shapes=shapes)
     assert report.checked == ("[3, 5]", "[2, 5]", "[4, 5]")
-    assert report.inputs == {"idx": "INT64 [batch,5]"}
+    assert report.inputs == {"idx": "INT64 [rows,5]"}
