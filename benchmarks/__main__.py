@@ -16,11 +16,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import cpu_linear, gpu, kernels
+from benchmarks import cpu_linear, gpu, kernels, onnx
 
-BENCHMARKS: dict[str, Callable[[int], dict[str, object]]] = {
+BENCHMARKS: dict[str, Callable[..., dict[str, object]]] = {
     "cpu_linear": cpu_linear.run,
-    "kernels": lambda rounds: kernels.run(),
+    "onnx": onnx.run,
+    "kernels": lambda rounds=0: kernels.run(),
     "gpu": gpu.run,
 }
 RESULTS = Path(__file__).parent / "results"
@@ -32,14 +33,14 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(BENCHMARKS)} (default: cpu_linear)"
     )
-    parser.add_argument("--rounds", type=int, default=200, help="timed rounds (default: 200)")
+    parser.add_argument("--rounds", type=int, help="timed rounds (default: each benchmark's own)")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}")
     for name in args.names or ["cpu_linear"]:
         Console().print(f"[bold]{name}[/bold]")
-        result = BENCHMARKS[name](args.rounds)
+        result = BENCHMARKS[name](**({"rounds": args.rounds} if args.rounds else {}))
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

@@ -24,9 +24,9 @@ SHAPES = [(768, 768, 64, 512), (768, 3072, 64, 512), (3072, 768, 64, 512), (1024
 class ByHand(nn.Module):
     """y = linear(x) + up(cos(ω₂ ⊙ mix(cos(ω₁ ⊙ down(x) + φ₁)) + φ₂)), the formula typed in."""
 
-    def __init__(self, in_features: int, out_features: int, rank: int):
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True):
         super().__init__()
-        self.linear = nn.Linear(in_features, out_features)
+        self.linear = nn.Linear(in_features, out_features, bias=bias)
         self.down = nn.Linear(in_features, rank, bias=False)
         self.mix = nn.Linear(rank, rank, bias=False)
         self.up = nn.Linear(rank, out_features, bias=False)

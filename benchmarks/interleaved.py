@@ -25,17 +25,21 @@ class Timing:
 
 
 def interleave(
-    variants: dict[str, Callable[[], object]], baseline: str, rounds: int = 200, warmup: int = 20
+    variants: dict[str, Callable[[], object]],
+    baseline: str,
+    rounds: int = 200,
+    warmup: int = 20,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
-    """Time every variant in turn for `rounds` rounds; the first `warmup` are thrown away."""
+    """Time every variant in turn for `rounds` rounds by `clock`; the first `warmup` rounds are thrown away."""
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for index in range(warmup + rounds):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
-            start = time.perf_counter()
+            start = clock()
             variants[name]()
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             if index >= warmup:
                 seconds[name].append(elapsed)
     out = []

@@ -11,6 +11,7 @@ from noble_fx.config import PRESETS, NobleConfig, NoblePreset
 from noble_fx.errors import CaptureError, CheckpointError, ConfigError, ExportError, KernelError, NobleError
 from noble_fx.explain import Explanation, explain
 from noble_fx.export import ExportReport, export_onnx
+from noble_fx.fold import fold
 from noble_fx.kernels import KernelSet, kernels
 from noble_fx.program import Program, Site
 from noble_fx.training import param_groups
@@ -39,6 +40,7 @@ __all__ = [
     "disabled",
     "explain",
     "export_onnx",
+    "fold",
     "kernels",
     "load",
     "param_groups",

@@ -30,6 +30,8 @@ class NobleBranch(nn.Module):
     Drawn as the preset of `config` says: D ~ N(0, 1/√K), d = 0, U ~ N(0, α/√r).
     """
 
+    up_bias: nn.Parameter | None
+
     def __init__(self, in_features: int, out_features: int, rank: int, config: NobleConfig, role: str = "other"):
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
@@ -42,6 +44,7 @@ class NobleBranch(nn.Module):
         self.down = nn.Parameter(torch.empty(rank, in_features))
         self.down_bias = nn.Parameter(torch.empty(rank)) if down_bias else None
         self.up = nn.Parameter(torch.empty(out_features, rank))
+        self.register_parameter("up_bias", None)  # only a folded branch has one
         self.act = activations.build_activation(config.act, rank, preset)
         self.reset_parameters()
         _LIVE.add(self)
@@ -68,7 +71,14 @@ class NobleBranch(nn.Module):
     def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
         """[.., N], or only the `rows` of N that go with a slice of the weight (one part of a fused qkv)."""
         h = F.linear(x, self.down, self.down_bias)
-        return F.linear(activations.evaluate(self.act, h), self.up if rows is None else self.up[rows])
+        up_bias = self.up_bias if rows is None or self.up_bias is None else self.up_bias[rows]
+        return F.linear(activations.evaluate(self.act, h), self.up if rows is None else self.up[rows], up_bias)
+
+    def with_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The layer's bias [N] and the branch's own as one."""
+        if self.up_bias is None:
+            return bias
+        return self.up_bias if bias is None else bias + self.up_bias
 
     def act_tensors(self) -> list[Tensor]:
         """σ's parameters, then its buffers: the `act` argument of `noble_fx::linear`."""
@@ -110,7 +120,7 @@ class Augmented:
         return LINEAR(
             x,
             self.matrix(),
-            self.bias,  # type: ignore[attr-defined]
+            branch.with_bias(self.bias),  # type: ignore[attr-defined]
             branch.down,
             branch.down_bias,
             branch.up,

@@ -22,6 +22,7 @@ from noble_fx.errors import CheckpointError, ConfigError
 from noble_fx.example_inputs import describe, rebuild
 from noble_fx.exported_model import ExportedModel
 from noble_fx.files import staged
+from noble_fx.folded import FoldedBranch
 from noble_fx.program import Site
 from noble_fx.transform import Plan, apply_plan, make_plan, remove, sites
 
@@ -38,6 +39,10 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
     branches = named_branches(model)
     if not branches:
         raise CheckpointError("the model carries no branches; save a plain model with torch or safetensors")
+    if any(isinstance(branch, FoldedBranch) for branch in branches.values()):
+        raise CheckpointError(
+            "the model is folded for inference and no plain model can be made into it; save the one it was folded from"
+        )
     if any(t.is_meta for t in model.state_dict().values()):
         raise CheckpointError("the model is on the meta device and has no values to save")
     try:

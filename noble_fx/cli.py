@@ -1,8 +1,8 @@
-"""`noble-fx demo | sites | explain`: the library's verbs from the command line.
+"""`noble-fx demo | sites | explain | export`: the library's verbs from the command line.
 
 A model is given as `package.module:factory` (called without arguments; the current folder is importable) or as
 `hf:CONFIG.json`, a Hugging Face config, built with random weights. `sites` and `explain` build it on the meta device,
-so a 70-billion-parameter config takes seconds and no memory.
+so a 70-billion-parameter config takes seconds and no memory, and also take an exported `FILE.onnx`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
-from torch import nn
+from torch import Tensor, nn
 
 import noble_fx
 from noble_fx.errors import ConfigError, NobleError
 from noble_fx.explain import site_table
+from noble_fx.export import STAGES
 from noble_fx.kernels import dtype_of, resource_table
+
+_DTYPES = {
+    name: getattr(torch, name)
+    for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +64,22 @@ def _parser() -> argparse.ArgumentParser:
     _kernels_command(commands)
     _model_command(commands, "sites", "list the linear maps of a model and what would be augmented", _sites)
     _model_command(commands, "explain", "transform a model and account for it: sites, passes, cost", _explain)
+    export = _model_command(commands, "export", "transform a model and write it to an ONNX file, verified", _export)
+    export.add_argument("--out", type=Path, default=Path("model.onnx"), help="the file (default: model.onnx)")
+    export.add_argument(
+        "--input",
+        action="append",
+        dest="inputs",
+        metavar="[NAME=]SHAPE[:DTYPE]",
+        help="an example input, such as 2x16:int64 or input_ids=2x16:int64; repeat for several",
+    )
+    export.add_argument("--dtype", choices=_DTYPES, help="of weights and inputs in the file (default: the model's)")
+    export.add_argument("--opset", type=int, help="ONNX opset (default: the exporter's choice)")
+    export.add_argument("--weights", type=Path, metavar="FOLDER", help="fill the model from a noble_fx.save folder")
+    export.add_argument("--functions", action="store_true", help="each site one noble_fx::Linear node")
+    export.add_argument("--no-fold", action="store_true", help="leave the constants of σ where they are")
+    export.add_argument("--verify", choices=("yes", "warn", "no"), default="yes", help="compare with PyTorch")
+    export.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser
 
 
@@ -75,7 +98,7 @@ def _kernels_command(commands: Any) -> None:
     command.set_defaults(run=_kernels)
 
 
-def _model_command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> None:
+def _model_command(commands: Any, name: str, text: str, run: Callable[[argparse.Namespace], None]) -> Any:
     command = commands.add_parser(name, help=text, description=f"{text}. {__doc__.split('A model is', 1)[1].strip()}")
     command.add_argument("model", help="package.module:factory or hf:CONFIG.json")
     command.add_argument("--rank", type=_rank, help='an integer, a share such as 0.05, or a budget such as "4%%"')
@@ -83,6 +106,7 @@ def _model_command(commands: Any, name: str, text: str, run: Callable[[argparse.
     for field in ("act", "select", "exclude", "preset", "capture"):
         command.add_argument(f"--{field}", help=f"as in noble_fx.transform (default: {_default(field)!r})")
     command.set_defaults(run=run)
+    return command
 
 
 def _default(field: str) -> Any:
@@ -113,7 +137,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _sites(args: argparse.Namespace) -> None:
-    found = noble_fx.sites(build_model(args.model), **_settings(args))
+    found = noble_fx.sites(args.model if _is_file(args.model) else build_model(args.model), **_settings(args))
     if args.json:
         print(json.dumps([site.to_dict() for site in found], indent=2, ensure_ascii=False))
     else:
@@ -121,7 +145,9 @@ def _sites(args: argparse.Namespace) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    explanation = noble_fx.explain(noble_fx.transform(build_model(args.model), **_settings(args)))
+    from_file = _is_file(args.model)
+    model = args.model if from_file else noble_fx.transform(build_model(args.model), **_settings(args))
+    explanation = noble_fx.explain(model)
     if args.json:
         print(json.dumps(explanation.to_dict(), indent=2, ensure_ascii=False))
     else:
@@ -156,9 +182,80 @@ def _kernels(args: argparse.Namespace) -> None:
                 print(source)
 
 
-def build_model(spec: str) -> nn.Module:
-    """The model of `package.module:factory` or `hf:CONFIG.json`, on the meta device; raises `ConfigError`."""
-    with torch.device("meta"):
+def _is_file(spec: str) -> bool:
+    return spec.endswith(".onnx")
+
+
+def _export(args: argparse.Namespace) -> None:
+    model = build_model(args.model, device="cpu").eval()
+    examples, named = _examples(args.inputs or [], model)
+    if args.weights is not None:
+        model = noble_fx.load(model, args.weights, examples or None, named or None)
+    else:
+        given = (examples, named) if args.capture == "export" else (None, None)
+        model = noble_fx.transform(model, example_inputs=given[0], example_kwargs=given[1], **_settings(args))
+    console = Console()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    shown = Progress(*columns, console=console, transient=True)
+    with shown:
+        task = shown.add_task("transform", total=len(STAGES))
+
+        def progress(stage: str) -> None:
+            shown.update(task, description=stage, completed=STAGES.index(stage))
+
+        report = noble_fx.export_onnx(
+            model,
+            examples,
+            args.out,
+            kwargs=named,
+            dtype=_DTYPES[args.dtype] if args.dtype else None,
+            opset=args.opset,
+            fold=not args.no_fold,
+            join="auto" if not args.no_fold else False,
+            functions=args.functions,
+            verify=args.verify if args.verify == "warn" else args.verify == "yes",
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    if args.json:
+        print(json.dumps({**dataclasses.asdict(report), "path": str(report.path)}, indent=2, ensure_ascii=False))
+    else:
+        console.print(report)
+
+
+def _examples(specs: Sequence[str], model: nn.Module) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Example inputs from their descriptions; a language model gets token ids by itself."""
+    if not specs and hasattr(getattr(model, "config", None), "vocab_size"):
+        specs = ["input_ids=2x8:int64"]
+    if not specs:
+        raise ConfigError("export needs an example input: --input 2x16:int64, or --input NAME=2x3x224x224 for floats")
+    made = [_example(spec, model) for spec in specs]
+    return tuple(t for name, t in made if not name), {name: t for name, t in made if name}
+
+
+def _example(spec: str, model: nn.Module) -> tuple[str, Tensor]:
+    name, _, rest = spec.rpartition("=")
+    sizes, _, dtype = rest.partition(":")
+    try:
+        shape = [int(size) for size in sizes.split("x")]
+        kind = _DTYPES[dtype or "float32"]
+    except (ValueError, KeyError):
+        known = ", ".join(_DTYPES)
+        raise ConfigError(
+            f"--input {spec!r} is not [NAME=]SHAPE[:DTYPE], such as x=2x16:int64; dtypes: {known}"
+        ) from None
+    generator = torch.Generator().manual_seed(0)
+    if kind.is_floating_point:
+        return name, torch.randn(shape, generator=generator).to(kind)
+    if kind == torch.bool:
+        return name, torch.ones(shape, dtype=kind)
+    top = min([m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)], default=2)
+    return name, torch.randint(0, max(top, 1), shape, dtype=kind, generator=generator)
+
+
+def build_model(spec: str, device: str = "meta") -> nn.Module:
+    """The model of `package.module:factory` or `hf:CONFIG.json`, on `device`; raises `ConfigError`."""
+    with torch.device(device):
         if spec.startswith("hf:"):
             return _from_hugging_face(Path(spec.removeprefix("hf:")))
         module_name, colon, factory_name = spec.partition(":")

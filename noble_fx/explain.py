@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -14,6 +15,8 @@ from torch import nn
 from noble_fx.attach import branch_paths, named_branches
 from noble_fx.branch import NobleBranch
 from noble_fx.exported_model import ExportedModel
+from noble_fx.folded import FoldedBranch
+from noble_fx.onnx_file import read_account, read_sites
 from noble_fx.program import Program, Site
 from noble_fx.runtime.cuda_operator import why_no_kernel
 from noble_fx.transform import programs, sites
@@ -32,6 +35,7 @@ class Explanation:
     base_params: int
     branch_params: int
     no_kernels: dict[str, str]  # fused sites that run PyTorch operators on a GPU, too, and why
+    fused_into: str = "noble_fx::linear"  # the operator that a fused site is; empty for a file, which has others
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in plain JSON values, each program's history included."""
@@ -63,10 +67,10 @@ class Explanation:
         lines += [f"{name}: {value}" for name, value in self.settings.items() if value]
         eager = Counter(site.unfused for site in chosen if site.unfused)
         lines += [f"eager branch at {count} sites: {reason}" for reason, count in eager.items()]
-        if chosen:
+        if chosen and self.fused_into:
             grouped = " or one of a noble_fx::linear_group" if any(program.groups for program in self.programs) else ""
             fused = sum(not site.unfused for site in chosen)
-            lines.append(f"fused: {fused} sites, each one noble_fx::linear{grouped}")
+            lines.append(f"fused: {fused} sites, each one {self.fused_into}{grouped}")
             if fused:
                 lines.append(f"kernels: generated for {fused - len(self.no_kernels)} of {fused} fused sites, on a GPU")
         without = Counter(self.no_kernels.values())
@@ -103,8 +107,13 @@ def site_table(found: tuple[Site, ...]) -> Table:
     return table
 
 
-def explain(model: nn.Module) -> Explanation:
-    """What noble_fx found and did in `model`: sites, settings, cost, and the history of every captured graph."""
+def explain(model: nn.Module | str | Path) -> Explanation:
+    """What noble_fx found and did in `model`: sites, settings, cost, and the history of every captured graph.
+
+    For the path of an exported ONNX file, what the file says of itself (`ExportError` where it is not one).
+    """
+    if isinstance(model, str | Path):
+        return _of_file(model)
     branches = named_branches(model)
     mine = {id(p) for branch in branches.values() for p in branch.parameters()}
     found = sites(model)
@@ -131,16 +140,34 @@ def _no_kernels(model: nn.Module, found: tuple[Site, ...]) -> dict[str, str]:
     return reasons
 
 
+def _of_file(path: str | Path) -> Explanation:
+    account = read_account(path)
+    passes = {f"pass {rule}": f"{count} rewrites" for rule, count in account["passes"].items()}
+    versions = ", ".join(f"{name} {version}" for name, version in account["versions"].items())
+    return Explanation(
+        model=f"{account['model']} in {Path(path).name}",
+        sites=read_sites(path),
+        programs=(),
+        settings={**account["settings"], **passes, "written with": versions},
+        base_params=account["base_params"],
+        branch_params=account["branch_params"],
+        no_kernels={},
+        fused_into="",
+    )
+
+
 def _settings(branches: dict[str, Any]) -> dict[str, str]:
     if not branches:
         return {}
     branch = next(iter(branches.values()))
     config = branch.config
+    folded = sum(isinstance(one, FoldedBranch) for one in branches.values())
     return {
         "rank": str(config.rank),
         "act": branch.label,
         "preset": config.recipe.name,
         "capture": config.capture + (f" (no graph: {branch.declined})" if branch.declined else ""),
+        "inference": f"{folded} branches are folded: no constants of σ left beside a matrix" if folded else "",
     }
 
 

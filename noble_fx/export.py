@@ -1,75 +1,44 @@
 """Export a model with its branches to ONNX, and check the file against PyTorch before it takes its place.
 
-    model --torch.export--> program --eager maths for noble_fx::linear--> torch's ONNX exporter --> file, verified
+    model --fold--> --torch.export--> program --passes--> program --torch.onnx--> file --checked, verified--> path
 
-The live model is not changed, and a file that fails its check is never put at `path`.
+Everything happens on a copy, and a file that fails its check is never put at `path`. `onnx_export/` has the steps.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
-import io
-import json
-import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
-from torch.export import Dim
 from torch.utils import _pytree as pytree
 
-from noble_fx.capture import modes_restored
-from noble_fx.capture_export import at_least_two, dynamic_axes
-from noble_fx.errors import ConfigError, ExportError
+from noble_fx.capture import check_model, modes_restored
+from noble_fx.errors import CaptureError, ExportError
 from noble_fx.files import staged
-from noble_fx.runtime import DECOMPOSITIONS
-from noble_fx.runtime.onnx_model import OnnxModel
-from noble_fx.transform import named_branches, sites
+from noble_fx.fold import fold_in_place
+from noble_fx.onnx_export import functions as onnx_functions
+from noble_fx.onnx_export import model_file
+from noble_fx.onnx_export.capture import cannot_export, capture, lower, quiet, rewrite, size_names, without_cache
+from noble_fx.onnx_export.report import ExportReport
+from noble_fx.onnx_export.verify import TOLERANCE, Verification
+from noble_fx.onnx_export.verify import verify as _verify
+from noble_fx.onnx_file import METADATA
+from noble_fx.passes.fold_branch import fold_branch
+from noble_fx.passes.join_product import join_narrow, join_product
+from noble_fx.passes.remove_dead import remove_dead
+from noble_fx.program import Step
 
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2}
-METADATA = "noble_fx"
+__all__ = ["ExportReport", "export_onnx"]
 
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written and how close ONNX Runtime comes to PyTorch; `str()` is a table."""
-
-    path: Path
-    opset: int
-    nodes: int
-    size: int  # bytes, external data included
-    inputs: dict[str, str]  # name -> dtype and shape, dynamic sizes by name
-    outputs: dict[str, str]
-    largest_error: float | None  # None when verify=False
-    tolerance: float
-    checked: tuple[str, ...]  # shapes that were compared
-
-    def __str__(self) -> str:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        error = "not verified" if self.largest_error is None else f"{self.largest_error:.2e} (≤ {self.tolerance:g})"
-        rows = {
-            "file": f"{self.path} ({self.size / 1e6:.2f} MB)",
-            "opset": str(self.opset),
-            "nodes": str(self.nodes),
-            "inputs": ", ".join(f"{k} {v}" for k, v in self.inputs.items()),
-            "outputs": ", ".join(f"{k} {v}" for k, v in self.outputs.items()),
-            "largest error": error,
-            "compared at": "; ".join(self.checked) or "–",
-        }
-        for name, value in rows.items():
-            table.add_row(name, Text(value))
-        text = io.StringIO()
-        Console(file=text, width=110, color_system=None).print(table)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+_BF16_OPSET = 22  # the first one whose trigonometric operators take bfloat16
+_PIPELINES = {"auto": "export", True: "export_joined", False: "export_apart"}
+STAGES = ("fold", "capture", "rewrite", "translate", "write", "verify")
 
 
 def export_onnx(
@@ -80,48 +49,160 @@ def export_onnx(
     dynamic_shapes: Any = None,
     dtype: torch.dtype | None = None,
     opset: int | None = None,
-    verify: bool = True,
+    fold: bool = True,
+    functions: bool = False,
+    verify: bool | str = True,
+    join: bool | str = "auto",
     overwrite: bool = False,
+    progress: Callable[[str], None] = lambda stage: None,
 ) -> ExportReport:
     """Write `model` in eval mode to `path`; batch and sequence sizes stay dynamic unless `dynamic_shapes` says else.
 
-    `args` and `kwargs` are example inputs. The file is run with ONNX Runtime and compared at several sizes; raises
-    `ExportError` when the model cannot be exported, a result is too far off, or `path` exists or cannot be written.
+    `args` and `kwargs` are example inputs. `fold` folds the constants of σ. `join` makes W and D one matrix, so that x
+    is read once: "auto" where y is narrower than x, True wherever no other product reads them. `functions` keeps each
+    site one node with its maths in a function of the file (not joined: a box has the operands of the formula). The file
+    is run and compared with PyTorch at several sizes;
+    `verify="warn"` keeps a file that is too far off, with a warning, and `verify=False` does not look.
+    `progress` is called with the name of each stage. `model` itself is never changed.
+    Raises `ExportError` when the model cannot be exported, a result is too far off, or `path` exists or cannot be
+    written; nothing is left at `path` then.
     """
     _need_onnx()
-    path, kwargs = Path(path), dict(kwargs or {})
-    dtype = dtype or _model_dtype(model)
-    if dtype not in _TOLERANCE:
-        known = ", ".join(str(d).removeprefix("torch.") for d in _TOLERANCE)
-        raise ExportError(f"dtype={dtype} cannot be exported and checked on the CPU; use one of {known}")
-    if dtype != _model_dtype(model):
-        model = copy.deepcopy(model).to(dtype)
+    _check_request(model, verify, join, opset)
+    path, kwargs = Path(path), without_cache(model, kwargs or {})
+    args = (args,) if isinstance(args, Tensor) else tuple(args)
+    dtype = _checked_dtype(dtype or _model_dtype(model))
+    opset = _BF16_OPSET if opset is None and dtype == torch.bfloat16 else opset
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: _example(t, dtype), (args, kwargs))
-    with staged(path, ExportError, overwrite) as work, modes_restored(model), torch.no_grad():
-        model.eval()
-        program = _to_onnx(model, args, kwargs, dynamic_shapes, opset)
-        _strip(program.model.graph)
-        program.model.metadata_props[METADATA] = _metadata(model)
-        made = work / path.name
-        program.save(str(made))
-        checked, error = _verify(model, made, args, kwargs, dynamic_shapes) if verify else ((), None)
-        tolerance = _TOLERANCE[dtype]
-        if error is not None and not error <= tolerance:
-            raise ExportError(
-                f"ONNX Runtime differs from PyTorch by {error:.2e} (allowed: {tolerance:g}); {path} was not written"
-            )
-        size = sum(file.stat().st_size for file in work.iterdir())
-    graph = program.model.graph
+    with staged(path, ExportError, overwrite) as work, torch.no_grad():
+        progress("fold")
+        copied, steps = _folded(model, dtype, fold)
+        progress("capture")
+        captured = capture(copied, args, kwargs, dynamic_shapes)
+        progress("rewrite")
+        program, rewrites, kinds = _prepared(captured, join, functions)
+        steps += rewrites
+        progress("translate")
+        made = _translate(program, opset, kinds)
+        model_file.name_sizes(made, program, size_names(model, args, kwargs, dynamic_shapes))
+        form = "one noble_fx::Linear node a site" if functions else "products of rows (Gemm) a site"
+        made.metadata_props[METADATA] = model_file.describe(model, steps, form, str(dtype).removeprefix("torch."))
+        progress("write")
+        file = work / path.name
+        model_file.write(made, file)
+        model_file.check(file, dtype, made.opset_imports[""])
+        found = None
+        if verify:
+            progress("verify")
+            with modes_restored(model):
+                truth = model.eval() if dtype == _model_dtype(model) else _copy(model, dtype)
+                found = _verify(truth, file, args, kwargs, captured, dtype, ranged=dynamic_shapes is not None)
+            _judge(found, path, verify)
+        size = sum(one.stat().st_size for one in work.iterdir())
+    return _report(made, path, size, found, TOLERANCE[dtype], steps)
+
+
+def _check_request(model: Any, verify: bool | str, join: bool | str, opset: int | None) -> None:
+    import onnx
+
+    try:
+        check_model(model)
+    except CaptureError as error:
+        raise ExportError(str(error).replace("noble_fx.transform", "noble_fx.export_onnx")) from None
+    if verify not in (True, False, "warn"):
+        raise ExportError(f"verify={verify!r} is unknown; use True, False or 'warn'")
+    if join not in _PIPELINES:
+        raise ExportError(f"join={join!r} is unknown; use 'auto', True or False")
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not 18 <= opset <= newest:
+        raise ExportError(f"opset={opset} cannot be written; use 18 to {newest}")
+    if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
+        raise ExportError("the model is on the meta device and has no values to export; load or initialise it first")
+
+
+def _checked_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in TOLERANCE:
+        known = ", ".join(str(d).removeprefix("torch.") for d in TOLERANCE)
+        raise ExportError(f"dtype={dtype} cannot be exported; use one of {known}")
+    return dtype
+
+
+def _copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in eval mode without gradients; its parameters are objects of its own over the model's memory."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    copied = copy.deepcopy(model, memo)
+    return _cast(copied, dtype).eval().requires_grad_(False)
+
+
+def _folded(model: nn.Module, dtype: torch.dtype, fold: bool) -> tuple[nn.Module, list[Step]]:
+    """A copy, and what was folded in it; folded first, then cast, so that ω ⊙ D is rounded once."""
+    copied = _copy(model, _model_dtype(model))
+    steps = fold_in_place(copied) if fold else []
+    return _cast(copied, dtype), steps
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if dtype == _model_dtype(model):
+        return model
+    try:
+        return model.to(dtype)
+    except CaptureError as error:
+        raise ExportError(str(error)) from None
+
+
+def _prepared(program: Any, join: bool | str, functions: bool) -> tuple[Any, list[Step], list[Any]]:
+    try:
+        program, steps = rewrite(program, _PIPELINES[False if functions else join])
+        if not functions:
+            return lower(program), steps, []
+        program, kinds = onnx_functions.as_nodes(program)
+        return program, steps, kinds
+    except Exception as error:
+        raise cannot_export(error) from error
+
+
+def _translate(program: Any, opset: int | None, kinds: list[Any]) -> Any:
+    """The ONNX model, without what is of this machine."""
+    try:
+        with quiet():
+            made: Any = torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
+    except Exception as error:
+        raise cannot_export(error) from error
+    if opset is not None and made.model.opset_imports[""] != opset:
+        raise ExportError(f"the exporter cannot write opset {opset} for this model; leave opset out")
+    onnx_functions.add_bodies(made.model, kinds)
+    model_file.share_initializers(made.model)
+    model_file.strip(made.model)
+    return made.model
+
+
+def _judge(found: Verification, path: Path, verify: bool | str) -> None:
+    if found.error <= found.tolerance:
+        return
+    text = f"{found.by} differs from PyTorch by {found.error:.2e} (allowed: {found.tolerance:g})"
+    if verify != "warn":
+        raise ExportError(f"{text}; {path} was not written")
+    warnings.warn(f"{text}; {path} was written all the same", stacklevel=3)
+
+
+def _report(
+    made: Any, path: Path, size: int, found: Verification | None, tolerance: float, steps: list[Step]
+) -> ExportReport:
+    shown = (fold_branch.name, join_product.name, join_narrow.name)
+    nodes = [*made.graph, *(node for function in made.functions.values() for node in function)]
     return ExportReport(
         path=path,
-        opset=program.model.opset_imports[""],
-        nodes=sum(1 for _ in graph),
+        opset=made.opset_imports[""],
+        nodes=len(nodes),
         size=size,
-        inputs={value.name: f"{value.dtype} {value.shape}" for value in graph.inputs},
-        outputs={value.name: f"{value.dtype} {value.shape}" for value in graph.outputs},
-        largest_error=error,
-        tolerance=tolerance,
-        checked=checked,
+        inputs={value.name: f"{value.dtype} {value.shape}" for value in made.graph.inputs},
+        outputs={value.name: f"{value.dtype} {value.shape}" for value in made.graph.outputs},
+        largest_error=found.error if found else None,
+        tolerance=found.tolerance if found else tolerance,
+        checked=found.checked if found else (),
+        verified_by=found.by if found else "",
+        passes=dict(Counter(step.rule for step in steps if not step.skipped and step.rule != remove_dead.name)),
+        kept=dict(Counter(f"{step.rule}: {step.skipped}" for step in steps if step.rule in shown and step.skipped)),
     )
 
 
@@ -142,104 +223,3 @@ def _need_onnx() -> None:
 
 def _model_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def _metadata(model: nn.Module) -> str:
-    branches = named_branches(model)
-    config: dict[str, Any] = {}
-    if branches:
-        try:
-            config = next(iter(branches.values())).config.to_dict()
-        except ConfigError:  # a callable cannot be written; the file works without it
-            config = {"act": next(iter(branches.values())).label}
-    chosen = [site.to_dict() for site in sites(model) if site.selected]
-    return json.dumps({"config": config, "sites": chosen, "torch": torch.__version__})
-
-
-def _to_onnx(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any, opset: int | None) -> Any:
-    if not pytree.tree_leaves((args, kwargs)):
-        raise ExportError("export_onnx needs example inputs; pass args=(x, …) or kwargs={'input_ids': …}")
-    if dynamic_shapes is None:
-        args, kwargs = pytree.tree_map_only(Tensor, at_least_two, (args, kwargs))
-        shapes = pytree.tree_map(_auto_shape, (args, kwargs))
-        dynamic_shapes = _by_argument(model, *shapes)
-    try:
-        with _quiet():
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-            program = program.run_decompositions(dict(DECOMPOSITIONS))
-            return torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
-    except Exception as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ExportError(f"the model cannot be exported: {type(error).__name__}: {first}") from error
-
-
-def _strip(graph: Any) -> None:
-    """Drop the exporter's notes on every node and value (stack traces of this machine), a third of a small file."""
-    for node in graph:
-        node.metadata_props.clear()
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*graph.inputs, *graph.initializers.values()):
-        value.metadata_props.clear()
-
-
-def _auto_shape(leaf: Any) -> Any:
-    return dict.fromkeys(dynamic_axes(leaf), Dim.AUTO) if isinstance(leaf, Tensor) else None
-
-
-def _by_argument(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    names = list(inspect.signature(model.forward).parameters)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints its progress and warns about its own internals; what matters is in the report."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _verify(model: nn.Module, path: Path, args: Any, kwargs: Any, dynamic_shapes: Any) -> tuple[tuple[str, ...], float]:
-    """Compare at the given sizes, and at smaller and larger ones where they are dynamic."""
-    onnx_model = OnnxModel(path, device="cpu")
-    cases = [(args, kwargs)]
-    if dynamic_shapes is None:
-        cases += [pytree.tree_map_only(Tensor, change, (args, kwargs)) for change in (at_least_two, _smaller)]
-    checked: dict[str, float] = {}
-    for case_args, case_kwargs in cases:
-        tensors = [leaf for leaf in pytree.tree_leaves((case_args, case_kwargs)) if isinstance(leaf, Tensor)]
-        shown = " × ".join(str(list(t.shape)) for t in tensors)
-        if shown not in checked:
-            checked[shown] = _difference(model(*case_args, **case_kwargs), onnx_model(*tensors))
-    return tuple(checked), max(checked.values())
-
-
-def _smaller(tensor: Tensor) -> Tensor:
-    for axis in dynamic_axes(tensor):
-        if tensor.shape[axis] > 2:
-            tensor = tensor.narrow(axis, 0, tensor.shape[axis] - 1)
-    return tensor
-
-
-def _difference(truth: Any, found: Any) -> float:
-    expected = [leaf for leaf in pytree.tree_leaves(truth) if isinstance(leaf, Tensor)]
-    results = [found] if isinstance(found, Tensor) else list(found)
-    if not expected or len(expected) != len(results):
-        raise ExportError(f"the model returns {len(expected)} tensors, but the file {len(results)}")
-    largest = 0.0
-    for one, other in zip(expected, results, strict=True):
-        if one.shape != other.shape:
-            raise ExportError(f"an output is {list(one.shape)} in PyTorch and {list(other.shape)} in the file")
-        if one.numel():
-            gap = (one.double() - other.to(one.device).double()).abs().max().item()
-            largest = float("nan") if gap != gap else max(largest, gap)  # a NaN must not pass as small
-    return largest

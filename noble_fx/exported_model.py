@@ -220,6 +220,7 @@ class ExportedModel(nn.Module):
         tree.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self._tree_state().items()})
         graphs = copy.copy(self.noble_graphs)
         graphs.base = {mode: copy.deepcopy(graph) for mode, graph in self.noble_graphs.base.items()}
+        graphs.history = dict(self.noble_graphs.history)
         graphs.constants = {k: copy.deepcopy(v) for k, v in self.noble_graphs.constants.items()}
         rewritten = {mode: copy.deepcopy(module.graph) for mode, module in self.noble_modules.items()}
         result = ExportedModel(tree, graphs, self.noble_call, rewritten)

@@ -36,7 +36,8 @@ class ExpertBranches(nn.ModuleList):
         if self[0].down_bias is not None:
             h = h + self._stack("down_bias").unsqueeze(-2)
         t = [activations.evaluate(cast(NobleBranch, branch).act, h.select(-3, e)) for e, branch in enumerate(self)]
-        return torch.matmul(torch.stack(t, dim=-3), self._stack("up").transpose(-2, -1))
+        y = torch.matmul(torch.stack(t, dim=-3), self._stack("up").transpose(-2, -1))
+        return y if self[0].up_bias is None else y + self._stack("up_bias").unsqueeze(-2)
 
     def _grouped(self, x: Tensor, offsets: Tensor) -> Tensor:
         # Every expert's σ over all rows, its own rows kept: [S, r] is narrow, and no shape depends on the routing.

@@ -13,6 +13,7 @@ from torch import nn
 
 from noble_fx.branch import NobleBranch
 from noble_fx.errors import ConfigError
+from noble_fx.folded import FoldedBranch
 from noble_fx.roles import is_head_name
 from noble_fx.transform import named_branches
 
@@ -34,6 +35,8 @@ def param_groups(
     Raises `ConfigError` when `base` holds a branch parameter, or nothing is left to train.
     """
     branches = named_branches(model)
+    if any(isinstance(branch, FoldedBranch) for branch in branches.values()):
+        raise ConfigError("the model is folded for inference; train the model it was folded from")
     branch_groups: dict[tuple[str, float, float], Group] = {}
     seen: set[int] = set()
     for branch in branches.values():

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from noble_fx.config import NobleConfig
 from noble_fx.draw import build_branches, draw_base, drawing
 from noble_fx.errors import CaptureError, ConfigError
 from noble_fx.exported_model import Call, ExportedModel, Graphs
+from noble_fx.folded import FoldedBranch
+from noble_fx.onnx_file import read_sites
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.program import Program, Site, Step
@@ -31,7 +34,7 @@ from noble_fx.runtime import dynamo_backend
 from noble_fx.runtime.cuda_operator import why_no_kernel
 from noble_fx.select import LinearMap, choose, find_maps
 
-_META = "noble_fx"
+HISTORY = "noble_fx"  # where a CapturedModel keeps the history of its passes, in `meta`
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,7 @@ def _keep_from_fast_path(model: nn.Module) -> None:
 
 def _captured(model: nn.Module, graph: fx.Graph) -> CapturedModel:
     captured = CapturedModel(model, graph, type(model).__name__)
-    captured.meta[_META] = tuple(run_passes(captured, PIPELINES["train"]))
+    captured.meta[HISTORY] = tuple(run_passes(captured, PIPELINES["train"]))
     return captured
 
 
@@ -207,11 +210,14 @@ def _exported(model: nn.Module, graphs: Graphs, call: Call) -> ExportedModel:
 # --- looking at a model ----------------------------------------------------------------------------------------------
 
 
-def sites(model: nn.Module, config: NobleConfig | None = None, **settings: Any) -> tuple[Site, ...]:
+def sites(model: nn.Module | str | Path, config: NobleConfig | None = None, **settings: Any) -> tuple[Site, ...]:
     """Every linear map found in `model`, chosen or not, with the reason; never raises for an unsuitable one.
 
-    On a transformed model, what it carries; on a plain one, what `transform` with these settings would choose.
+    On a transformed model, what it carries; on a plain one, what `transform` with these settings would choose; of the
+    path of an exported ONNX file, what the file says it carries (`ExportError` where it is not one).
     """
+    if isinstance(model, str | Path):
+        return read_sites(model)
     branches = named_branches(model)
     if not branches:
         check_model(model)
@@ -272,8 +278,8 @@ def programs(model: nn.Module) -> tuple[Program, ...]:
     """The captured graphs inside `model` with the history of their passes; none where its own forward runs."""
     out: list[Program] = []
     for module in model.modules():
-        if isinstance(module, CapturedModel) and _META in module.meta:
-            out.append(Program(module, sites(module), module.meta[_META]))
+        if isinstance(module, CapturedModel) and HISTORY in module.meta:
+            out.append(Program(module, sites(module), module.meta[HISTORY]))
         elif isinstance(module, ExportedModel):
             found, history = sites(module), module.noble_graphs.history
             out += [Program(graph, found, history.get(mode, ()), mode) for mode, graph in module.noble_modules.items()]
@@ -325,7 +331,7 @@ def remove(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, CapturedModel):
             steps: list[Step] = run_passes(module, PIPELINES["base"])
-            module.meta[_META] = (*module.meta.get(_META, ()), *steps)
+            module.meta[HISTORY] = (*module.meta.get(HISTORY, ()), *steps)
         elif isinstance(module, ExportedModel):
             module.use_graphs(module.noble_graphs.base)
     _detach_all(model)
@@ -335,6 +341,8 @@ def remove(model: nn.Module) -> nn.Module:
 def reset_branches(model: nn.Module) -> nn.Module:
     """Draw every branch again as `transform` would, seeds included: what a model needs after meta → `to_empty`."""
     for fqn, branch in named_branches(model).items():
+        if isinstance(branch, FoldedBranch):
+            branch.reset_parameters()  # raises
         with torch.no_grad(), drawing(branch.config, fqn):
             fresh = NobleBranch(branch.in_features, branch.out_features, branch.rank, branch.config, branch.role)
             for name, drawn in fresh.state_dict().items():

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 import noble_fx
 from noble_fx import cli
@@ -57,6 +58,13 @@ def test_explain_with_a_budget(capsys, config):
         (["sites", "tests.test_cli:not_a_model"], "gave int, not an nn.Module"),
         (["sites", "hf:nowhere.json"], "is not a Hugging Face config"),
         (["explain", "tests.models:tiny", "--rank", "0"], "rank=0 is not a rank"),
+        (["export", "tests.models:tiny"], "export needs an example input: --input 2x16:int64"),
+        (["export", "tests.models:tiny", "--input", "2xq"], "'2xq' is not [NAME=]SHAPE[:DTYPE]"),
+        (
+            ["export", "tests.models:tiny", "--rank", "4", "--input", "2x3:int64", "--out", "README.md/m.onnx"],
+            "cannot write",
+        ),
+        (["explain", "nothing.onnx"], "nothing.onnx does not exist"),
         (["explain", "tests.models:tiny", "--rank", "4", "--select", "zzz"], "matches no linear layer"),
     ],
 )
@@ -65,11 +73,50 @@ def test_errors_are_one_line_and_status_2(arguments, message, capsys):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def small():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 8))
+
+
+def test_export_writes_verifies_and_reads_back(capsys, tmp_path):
+    out = str(tmp_path / "m.onnx")
+    arguments = ["export", "tests.test_cli:small", "--rank", "2", "--select", "all", "--input", "3x8", "--out", out]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "largest error" in text
+    assert "fold_branch × 2" in text
+    assert "join_narrow × 1" in text
+    assert cli.main(arguments) == 2
+    assert "exists; remove it" in " ".join(capsys.readouterr().err.split())
+    assert cli.main([*arguments, "--overwrite", "--json", "--no-fold", "--dtype", "float16", "--verify", "warn"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passes"] == {}
+    assert report["inputs"] == {"input": "FLOAT16 [batch,8]"}
+    assert cli.main(["explain", out]) == 0
+    assert "2 of 2 linear maps carry a branch" in capsys.readouterr().out
+    assert cli.main(["sites", out, "--json"]) == 0
+    assert [site["rank"] for site in json.loads(capsys.readouterr().out)] == [2, 2]
+
+
+def test_export_of_saved_weights_from_a_config(capsys, config, tmp_path):
+    torch.manual_seed(0)
+    model = noble_fx.transform(cli.build_model(config, device="cpu"), rank=4)
+    noble_fx.save(model, tmp_path / "saved")
+    out = tmp_path / "m.onnx"
+    arguments = ["export", config, "--weights", str(tmp_path / "saved"), "--out", str(out), "--functions"]
+    assert cli.main(arguments) == 0
+    with torch.no_grad():
+        expected = model.eval()(input_ids=torch.ones(1, 3, dtype=torch.int64)).logits
+    found = noble_fx.runtime.OnnxModel(out)(torch.ones(1, 3, dtype=torch.int64))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert "fold_branch × 14" in capsys.readouterr().out
+
+
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    assert all(name in text for name in ("demo", "sites", "explain"))
+    assert all(name in text for name in ("demo", "sites", "explain", "export"))
 
 
 KERNELS = ["kernels", "--in", "64", "--out", "48", "--rank", "8"]

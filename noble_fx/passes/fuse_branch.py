@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 from torch.nn import functional as F
 
+from noble_fx.branch import NobleBranch
 from noble_fx.passes.rule import Answer, Build, Target, rule
 from noble_fx.program import Skip
 from noble_fx.schema import LINEAR
@@ -22,16 +25,21 @@ def fuse_branch(build: Build, node: fx.Node, target: Target) -> Answer:
     if branch.unfused:
         return Skip(branch.unfused)
     path = str(call.target)  # type: ignore[union-attr]
-    names = [f"{path}.act.{n}" for n, _ in [*branch.act.named_parameters(), *branch.act.named_buffers()]]
     rows = [arg for arg in call.args[1:] if arg is not None]  # type: ignore[union-attr]
-    up = build.attribute(f"{path}.up")
+    x, weight, bias = linear.args
+    return fused(build, branch, path, x, weight, bias, rows)
+
+
+def fused(build: Build, branch: NobleBranch, path: str, x: Any, weight: Any, bias: Any, rows: Sequence[Any]) -> fx.Node:
+    """The operator's node, for the branch at `path` and those `rows` of N that the weight has ([] for all)."""
+
+    def part(name: str) -> fx.Node:
+        whole = build.attribute(f"{path}.{name}")
+        return build.call(operator.getitem, whole, *rows) if rows else whole
+
+    names = [f"{path}.act.{n}" for n, _ in [*branch.act.named_parameters(), *branch.act.named_buffers()]]
+    if branch.up_bias is not None:
+        bias = part("up_bias") if bias is None else build.call(operator.add, bias, part("up_bias"))
     down_bias = build.attribute(f"{path}.down_bias") if branch.down_bias is not None else None
-    return build.call(
-        LINEAR,
-        *linear.args,
-        build.attribute(f"{path}.down"),
-        down_bias,
-        build.call(operator.getitem, up, *rows) if rows else up,
-        [build.attribute(name) for name in names],
-        branch.key,
-    )
+    act = [build.attribute(name) for name in names]
+    return build.call(LINEAR, x, weight, bias, build.attribute(f"{path}.down"), down_bias, part("up"), act, branch.key)

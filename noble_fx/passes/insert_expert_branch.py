@@ -12,7 +12,7 @@ from noble_fx.program import Skip
 from noble_fx.weights import EXPERT_PRODUCTS, is_grouped
 
 
-@rule(*EXPERT_PRODUCTS, torch.ops.aten.matmul.default, is_grouped)
+@rule(*EXPERT_PRODUCTS, torch.ops.aten.matmul.default, where=is_grouped)
 def insert_expert_branch(build: Build, node: fx.Node, target: Target) -> Answer:
     """bmm(x, w [E, K, N])  ->  bmm(x, w) + nobles(x), and grouped(x, w, offsets) + nobles(x, offsets)"""
     found = target.product(node)

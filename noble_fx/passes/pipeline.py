@@ -13,6 +13,16 @@ compiled  Dynamo's graphs, where a fused site is one noble_fx::linear already: s
 base      noble_fx::linear(x, w, …),    drop_branch
           noble_fx::linear_group(x, [w, …], …)
        -> linear(x, w, b)
+
+inference noble_fx::linear(x, w, …)     fold_branch       over the folded branches of `noble_fx.fold`
+       -> the same, ω and φ in D and M
+
+export    noble_fx::linear(x, w, …)     merge_branch      on a graph of its own, made by torch.export
+       -> joined_linear(x, [W; D], …)   join_narrow       where y is narrower than x; `join=True`: join_product
+                                        remove_dead
+
+rows      view(f(view(x)))              sink_view         on the same graph in aten operators
+       -> f(x)                          merge_view
 """
 
 from __future__ import annotations
@@ -20,13 +30,20 @@ from __future__ import annotations
 from noble_fx.passes.drop_branch import drop_branch
 from noble_fx.passes.expose_linear import expose_linear
 from noble_fx.passes.expose_product import expose_product
+from noble_fx.passes.fold_branch import fold_branch
 from noble_fx.passes.fuse_branch import fuse_branch
 from noble_fx.passes.insert_branch import insert_branch
 from noble_fx.passes.insert_channel_branch import insert_channel_branch
 from noble_fx.passes.insert_einsum_branch import insert_einsum_branch
 from noble_fx.passes.insert_expert_branch import insert_expert_branch
+from noble_fx.passes.join_product import join_narrow, join_product
+from noble_fx.passes.merge_branch import merge_branch
+from noble_fx.passes.merge_view import merge_view
+from noble_fx.passes.remove_dead import remove_dead
 from noble_fx.passes.rule import Rule
 from noble_fx.passes.share_input import share_input
+from noble_fx.passes.sink_view import sink_view
+from noble_fx.passes.split_group import split_group
 
 PIPELINES: dict[str, tuple[Rule, ...]] = {
     "train": (
@@ -41,4 +58,9 @@ PIPELINES: dict[str, tuple[Rule, ...]] = {
     ),
     "compiled": (share_input,),
     "base": (drop_branch,),
+    "inference": (split_group, fold_branch, share_input),
+    "export": (split_group, merge_branch, join_narrow, remove_dead),
+    "export_joined": (split_group, merge_branch, join_product, remove_dead),
+    "export_apart": (split_group, merge_branch, remove_dead),
+    "rows": (sink_view, merge_view),
 }

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from noble_fx.branch import NobleBranch
 from noble_fx.holders import BranchGroup
 from noble_fx.program import Skip, Step
-from noble_fx.weights import Product, is_grouped, parameter_shapes, product_of
+from noble_fx.weights import Product, parameter_shapes, product_of
 
 Answer = fx.Node | dict[fx.Node, fx.Node] | Skip
-_PREDICATES = (is_grouped,)  # operators of libraries that may not be there, known by name alone
 
 
 class Target:
@@ -64,6 +64,42 @@ class Target:
         """The shape of a parameter, or None where there is none of that name."""
         return self._shapes(parameter)
 
+    def constant(self, node: Any) -> Tensor | None:
+        """The value of a node that is a parameter, or views and sums of parameters alone; else None."""
+        if not isinstance(node, fx.Node):
+            return None
+        if node.op == "get_attr":
+            value = self.attribute(str(node.target))
+            return value.detach() if isinstance(value, Tensor) else None
+        values = {one: self.constant(one) for one in node.all_input_nodes}
+        if not _is_constant(node) or any(value is None for value in values.values()):
+            return None
+        with torch.no_grad():
+            value = node.target(*fx.map_arg(node.args, values.__getitem__), **node.kwargs)  # type: ignore[operator]
+        return value if isinstance(value, Tensor) else None
+
+    def constants(self, *nodes: Any) -> list[Any] | Skip:
+        """The values of several such nodes, None where there is no node; or why they are no constants."""
+        values = [None if node is None else self.constant(node) for node in nodes]
+        if any(value is None and node is not None for value, node in zip(values, nodes, strict=True)):
+            return Skip("its matrices are computed in the graph, not constant")
+        return values
+
+    def attribute(self, path: str) -> Any:
+        """What the graph reads at `path`, or None."""
+        owner, _, name = path.rpartition(".")
+        module = self.module(owner)
+        return getattr(module, name, None) if module is not None else None
+
+    def sole_reader(self, value: Any, reader: fx.Node) -> bool:
+        """True where no other node needs the parameters behind `value`, under any name."""
+        roots = {id(self.attribute(str(node.target))) for node in _attributes(value)}
+        return all(
+            _readers(node) <= {reader}
+            for node in self.graph_module.graph.nodes
+            if node.op == "get_attr" and id(self.attribute(str(node.target))) in roots
+        )
+
     def product(self, node: fx.Node) -> tuple[Product, str] | Skip:
         """The product at `node` and the path of its weight's branch; or why there is nothing to do."""
         found = product_of(node, self.shape_of)
@@ -78,6 +114,31 @@ class Target:
         return module if isinstance(module, NobleBranch) else None
 
 
+def _attributes(value: Any) -> list[fx.Node]:
+    """The parameter reads that a value is made of."""
+    if not isinstance(value, fx.Node):
+        return []
+    return [value] if value.op == "get_attr" else [n for one in value.all_input_nodes for n in _attributes(one)]
+
+
+def _readers(node: fx.Node) -> set[fx.Node]:
+    """The nodes that use a parameter, seen through what only prepares it (a transpose of the weight)."""
+    out: set[fx.Node] = set()
+    for user in node.users:
+        prepares = user.op == "call_function" and all(_is_constant(one) for one in user.all_input_nodes)
+        out |= _readers(user) if prepares else {user}
+    return out
+
+
+def _is_constant(node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return True
+    schema, tags = getattr(node.target, "_schema", None), getattr(node.target, "tags", ())
+    if node.op != "call_function" or torch.Tag.nondeterministic_seeded in tags or (schema and schema.is_mutable):
+        return False
+    return bool(node.all_input_nodes) and all(map(_is_constant, node.all_input_nodes))
+
+
 class Build:
     """Inserts nodes in front of the one that is being rewritten."""
 
@@ -88,6 +149,18 @@ class Build:
         """A call of a function or operator."""
         with self._graph.inserting_before(self._node):
             return self._graph.call_function(function, args, kwargs)
+
+    def constant(self, name: str, value: Tensor, beside: Any) -> fx.Node:
+        """A read of a new parameter that is put next to the one behind `beside`, under `name`."""
+        owner = str(_attributes(beside)[0].target).rpartition(".")[0]
+        graph_module = self._graph.owning_module
+        assert graph_module is not None
+        module = graph_module.get_submodule(owner)
+        taken, free = set(module._parameters), name
+        while free in taken:
+            free += "_"
+        module.register_parameter(free, nn.Parameter(value, requires_grad=False))
+        return self.attribute(f"{owner}.{free}" if owner else free)
 
     def again(self) -> fx.Node:
         """The node that is being rewritten, once more, marked as one that has its branch."""
@@ -127,6 +200,7 @@ class Rule:
     name: str
     targets: tuple[Any, ...]
     rewrite: Callable[[Build, fx.Node, Target], Answer]
+    predicates: tuple[Callable[[fx.Node], bool], ...] = ()
 
     @property
     def law(self) -> str:
@@ -134,18 +208,21 @@ class Rule:
         return (self.rewrite.__doc__ or "").strip().splitlines()[0]
 
     def matches(self, node: fx.Node, target: Target) -> bool:
-        """True for a call of one of the functions, or of a module of one of the classes."""
+        """True for a call of one of the functions, or of a module of one of the classes, or for the output."""
+        if node.op == "output":
+            return "output" in self.targets
         if node.op == "call_module":
             module = target.module(node.target)
             return any(isinstance(kind, type) and isinstance(module, kind) for kind in self.targets)
-        return node.op == "call_function" and any(
-            node.target is one or (one in _PREDICATES and one(node)) for one in self.targets
-        )
+        return node.op == "call_function" and (node.target in self.targets or any(ask(node) for ask in self.predicates))
 
 
-def rule(*targets: Any) -> Callable[[Callable[..., Answer]], Rule]:
-    """Make a function of a node a pass over every call of `targets` (functions, operators, module classes)."""
-    return lambda rewrite: Rule(rewrite.__name__, targets, rewrite)
+def rule(*targets: Any, where: Callable[[fx.Node], bool] | None = None) -> Callable[[Callable[..., Answer]], Rule]:
+    """Make a function of a node a pass over every call of `targets` (functions, operators, module classes).
+
+    `where` asks a node itself: for operators of libraries that may not be there, known by name alone, or by a tag.
+    """
+    return lambda rewrite: Rule(rewrite.__name__, targets, rewrite, () if where is None else (where,))
 
 
 def run_passes(graph_module: fx.GraphModule, rules: Sequence[Rule]) -> list[Step]:
@@ -165,6 +242,8 @@ def _apply(one: Rule, node: fx.Node, target: Target) -> list[Step]:
     answer = one.rewrite(Build(node.graph, node), node, target)
     if isinstance(answer, Skip):
         return [Step(one.name, node.name, _show(node), "", answer.reason)]
+    if answer is node:  # it changed the graph around this node
+        return [Step(one.name, node.name, _show(node), _show(node))]
     return [_replace(one, old, new) for old, new in ({node: answer} if isinstance(answer, fx.Node) else answer).items()]
 
 

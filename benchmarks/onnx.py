@@ -1,0 +1,178 @@
+"""What NOBLE costs in ONNX Runtime on the CPU: a plain export against this project's.
+
+    python -m benchmarks onnx
+
+plain     the model without branches, torch's own export
+by hand   every block linear as the formula typed in (`cpu_linear.ByHand`), torch's own export
+folded    noble_fx.export_onnx(join=False)
+joined    noble_fx.export_onnx(join=True), W and D' one matrix everywhere
+auto      noble_fx.export_onnx(), W and D' one matrix where y is narrower than x
+
+All five are sessions of one process that take turns, one thread each, timed in CPU seconds.
+`arithmetic` is what the branches multiply more than the linears that carry them: where a machine is bound by
+arithmetic, no exact method can be far below it.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import noble_fx
+from benchmarks.cpu_linear import ByHand
+from benchmarks.interleaved import interleave, machine
+from examples.byte_gpt import Attention, Block, ByteGPT
+from noble_fx.runtime import OnnxModel
+
+
+class Bidirectional(Attention):
+    """Attention in which every token sees all others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class ViT(nn.Module):
+    """ViT-S/16: pixels [B, 3, 224, 224] -> logits [B, 1000]; 197 tokens of width 384."""
+
+    def __init__(self, width: int = 384, layers: int = 12, heads: int = 6, size: int = 224) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 16, stride=16)
+        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.position = nn.Parameter(torch.randn(1, (size // 16) ** 2 + 1, width) * 0.02)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        for block in self.blocks:
+            block.attention = Bidirectional(width, heads)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 1000)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.patches(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model of the benchmark: how to build it, the rank of its branches, and an input of a given batch."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    rank: int
+    inputs: Callable[[int], Tensor]
+
+
+CASES = [
+    Case(
+        "GPT 12 × 768, 128 tokens, r 64",
+        lambda: ByteGPT(width=768, layers=12, heads=12, context=128),
+        64,
+        lambda batch: torch.randint(0, 256, (batch, 128), generator=torch.Generator().manual_seed(0)),
+    ),
+    Case(
+        "ViT-S/16, 197 tokens, r 32",
+        ViT,
+        32,
+        lambda batch: torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)),
+    ),
+]
+BATCHES = (1, 8)
+
+
+def export_all(case: Case, folder: Path) -> dict[str, Path]:
+    """The five files of one model; the three with branches hold the same numbers of parameters."""
+    torch.manual_seed(0)
+    plain = case.build().eval()
+    by_hand = _by_hand(copy.deepcopy(plain), case.rank)
+    model = noble_fx.transform(plain, rank=case.rank, capture="modules", seed=0)
+    x = case.inputs(2)
+    names = ("plain", "by hand", "folded", "joined", "auto")
+    paths = {name: folder / f"{name.replace(' ', '_')}.onnx" for name in names}
+    with noble_fx.disabled(model):
+        _torch_export(model, x, paths["plain"])
+    _torch_export(by_hand, x, paths["by hand"])
+    for name, join in (("folded", False), ("joined", True), ("auto", "auto")):
+        print(noble_fx.export_onnx(model, (x,), paths[name], join=join, verify=name == "auto"))
+    return paths
+
+
+def _torch_export(model: nn.Module, x: Tensor, path: Path) -> None:
+    axes = dict.fromkeys((0, 1) if x.ndim == 2 else (0,), torch.export.Dim.AUTO)
+    torch.onnx.export(model, (x,), path, dynamic_shapes=(axes,), dynamo=True, verbose=False, external_data=False)
+
+
+def _by_hand(model: nn.Module, rank: int) -> nn.Module:
+    """Every linear of the blocks replaced by the formula as a module."""
+    for fqn, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and "blocks" in fqn:
+            parent, _, name = fqn.rpartition(".")
+            made = ByHand(module.in_features, module.out_features, rank, bias=module.bias is not None)
+            setattr(model.get_submodule(parent), name, made)
+    return model.eval()
+
+
+def arithmetic(case: Case) -> float:
+    """Multiplications of the branches over those of the linears that carry them."""
+    with torch.device("meta"):
+        found = [site for site in noble_fx.sites(case.build(), rank=case.rank) if site.selected]
+    base = sum(site.in_features * site.out_features for site in found)
+    return sum(s.rank * (s.in_features + s.out_features + s.rank) for s in found) / base
+
+
+def run(rounds: int = 12) -> dict[str, object]:
+    """Both models at both batch sizes; prints a table and returns every figure."""
+    table = Table(box=None, header_style="bold")
+    for column in ("model", "batch", "plain", "by hand", "folded", "joined", "auto", "auto / by hand", "arithmetic"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    figures: list[dict[str, Any]] = []
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = export_all(case, Path(folder))
+            sizes = {name: path.stat().st_size for name, path in paths.items()}
+            sessions = {name: OnnxModel(path, device="cpu", threads=1) for name, path in paths.items()}
+            for batch in BATCHES:
+                x = case.inputs(batch)
+                calls = {name: (lambda session=session, x=x: session(x)) for name, session in sessions.items()}
+                # One thread each, so CPU time is the whole cost, and what other processes take does not count.
+                turns = max(rounds if batch == 1 else rounds // 4, 3)
+                timings = interleave(calls, "plain", turns, warmup=1, clock=time.process_time)
+                by_name = {timing.name: timing for timing in timings}
+                ratio = by_name["auto"].overhead / by_name["by hand"].overhead
+                cells = [f"{by_name[name].overhead:+.1%}" for name in ("by hand", "folded", "joined", "auto")]
+                row = [case.name, str(batch), f"{by_name['plain'].milliseconds:.1f} ms", *cells]
+                table.add_row(*row, f"{ratio:.2f}", f"+{arithmetic(case):.1%}")
+                figures.append(
+                    {
+                        "model": case.name,
+                        "batch": batch,
+                        "timings": [asdict(timing) for timing in timings],
+                        "ratio": ratio,
+                        "arithmetic": arithmetic(case),
+                        "bytes": sizes,
+                    }
+                )
+            del sessions
+    Console(width=140).print(table)
+    return {"machine": {**machine(), "onnxruntime": _version(), "threads": 1}, "rounds": rounds, "figures": figures}
+
+
+def _version() -> str:
+    import onnxruntime
+
+    return str(onnxruntime.__version__)

@@ -1,0 +1,56 @@
+"""`noble_fx.fold`: a copy of a model for inference, the constants of σ folded into the matrices beside it.
+
+    cos(ω₂ ⊙ (M cos(ω₁ ⊙ (x Dᵀ + d) + φ₁) + m) + φ₂) Uᵀ   ->   cos(cos(x D'ᵀ + d') M'ᵀ + m') Uᵀ
+
+The base weights keep their names and values. [W; D'] stays two matrices here: in PyTorch the joined product gives a
+y that is a strided view or costs a copy of it, which eats the gain; `export_onnx` joins them.
+"""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from noble_fx.attach import named_branches
+from noble_fx.capture import CapturedModel, check_model
+from noble_fx.errors import ConfigError
+from noble_fx.exported_model import ExportedModel
+from noble_fx.folded import fold_constants
+from noble_fx.passes.fold_branch import fold_branch
+from noble_fx.passes.pipeline import PIPELINES
+from noble_fx.passes.rule import run_passes
+from noble_fx.program import Step
+from noble_fx.transform import HISTORY
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """An inference-only copy of `model`: in eval mode, without gradients, ω and φ folded. `model` is unchanged.
+
+    What has nothing to fold (GELU, an activation of your own) is copied as it is. Raises `ConfigError` where the model
+    carries no branches.
+    """
+    check_model(model)
+    if not named_branches(model):
+        raise ConfigError("the model carries no branches, so there is nothing to fold; call noble_fx.transform first")
+    copied = copy.deepcopy(model)
+    fold_in_place(copied)
+    return copied.eval().requires_grad_(False)
+
+
+def fold_in_place(model: nn.Module) -> list[Step]:
+    """Fold the branches of a model that is nobody else's, and rewrite its graphs to match; one step a branch."""
+    done = []
+    for fqn, branch in named_branches(model).items():
+        before = branch.key
+        reason = fold_constants(branch)
+        done.append(Step(fold_branch.name, fqn, before, "" if reason else branch.key, reason))
+    for module in model.modules():
+        if isinstance(module, CapturedModel):
+            steps = run_passes(module, PIPELINES["inference"])
+            module.meta[HISTORY] = (*module.meta.get(HISTORY, ()), *steps)
+        elif isinstance(module, ExportedModel):
+            history = module.noble_graphs.history
+            for mode, graph_module in module.noble_modules.items():
+                history[mode] = (*history.get(mode, ()), *run_passes(graph_module, PIPELINES["inference"]))
+    return done

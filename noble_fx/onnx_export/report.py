@@ -1,0 +1,62 @@
+"""What an export wrote, as data and as a table."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how close it comes to PyTorch; `str()` is a table."""
+
+    path: Path
+    opset: int
+    nodes: int
+    size: int  # bytes, external data included
+    inputs: dict[str, str]  # name -> dtype and shape, dynamic sizes by name
+    outputs: dict[str, str]
+    largest_error: float | None  # None when it was not verified
+    tolerance: float
+    checked: tuple[str, ...]  # shapes that were compared
+    verified_by: str = "ONNX Runtime"  # what ran the file, and why another than ONNX Runtime did
+    passes: dict[str, int] = field(default_factory=dict)  # rewrites by pass
+    kept: dict[str, int] = field(default_factory=dict)  # "pass: why not" -> how many sites
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=110, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def __rich__(self) -> Table:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        rows = {
+            "file": f"{self.path} ({self.size / 1e6:.2f} MB)",
+            "opset": str(self.opset),
+            "nodes": str(self.nodes),
+            "inputs": ", ".join(f"{k} {v}" for k, v in self.inputs.items()),
+            "outputs": ", ".join(f"{k} {v}" for k, v in self.outputs.items()),
+            "passes": ", ".join(f"{name} × {count}" for name, count in self.passes.items()) or "none",
+            **(
+                {"left as it was": "; ".join(f"{count} × {why}" for why, count in self.kept.items())}
+                if self.kept
+                else {}
+            ),
+            "largest error": self._error(),
+            "compared at": "; ".join(self.checked) or "–",
+            "compared by": self.verified_by if self.checked else "–",
+        }
+        for name, value in rows.items():
+            table.add_row(name, Text(value))
+        return table
+
+    def _error(self) -> str:
+        if self.largest_error is None:
+            return "not verified"
+        within = self.largest_error <= self.tolerance
+        return f"{self.largest_error:.2e} ({'≤' if within else 'NOT ≤'} {self.tolerance:.3g})"

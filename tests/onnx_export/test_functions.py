@@ -1,0 +1,81 @@
+"""One node a site: the same numbers, and a body that serves every site of its kind."""
+
+from collections import Counter
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import noble_fx
+from noble_fx.runtime import OnnxModel
+from tests.models import Block, loud, tiny, tokens, transformed
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("functions")
+    model = transformed("modules").eval()
+    noble_fx.export_onnx(model, (tokens(),), folder / "boxes.onnx", functions=True)
+    noble_fx.export_onnx(model, (tokens(),), folder / "flat.onnx")
+    return model, folder
+
+
+def test_each_site_is_one_node_named_like_its_layer(both):
+    _, folder = both
+    model = onnx.load(folder / "boxes.onnx")
+    boxes = [node for node in model.graph.node if node.domain == "noble_fx"]
+    assert {node.op_type for node in boxes} == {"Linear"}
+    assert len(boxes) == 12
+    assert "blocks.1.fc2" in {node.name for node in boxes}
+    assert "Cos" not in {node.op_type for node in model.graph.node}
+    named = [site.fqn for site in noble_fx.sites(folder / "boxes.onnx") if site.selected]
+    assert sorted(named) == sorted(node.name for node in boxes)
+    # k_proj has no bias: two kinds, so two overloads
+    assert Counter(node.overload for node in boxes) == Counter(
+        {f.overload: (2 if "no_bias" in f.overload else 10) for f in model.functions}
+    )
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_the_numbers_are_those_of_the_flat_file(both):
+    model, folder = both
+    for shape in ((1, 1), (3, 7)):
+        boxes = OnnxModel(folder / "boxes.onnx")(tokens(*shape))
+        torch.testing.assert_close(boxes, OnnxModel(folder / "flat.onnx")(tokens(*shape)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(boxes, model(tokens(*shape)), rtol=1e-4, atol=1e-4)
+
+
+class Mixed(nn.Module):
+    """Sites of two ranks of x, square and not, one layer called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Block(16)
+        self.square, self.wide = nn.Linear(16, 16), nn.Linear(16, 24)
+
+    def forward(self, x):
+        h = self.block(x)
+        return self.wide(self.square(self.square(h.mean(1))))
+
+
+@pytest.mark.parametrize(("act", "dtype"), [("swiglu_net", torch.float32), ("cosnet", torch.float16)])
+def test_kinds_do_not_mix(act, dtype, tmp_path):
+    torch.manual_seed(0)
+    model = loud(noble_fx.transform(Mixed(), rank=4, act=act, select="all", capture="modules", preset="reference"))
+    report = noble_fx.export_onnx(model, (torch.randn(2, 5, 16),), tmp_path / "m.onnx", functions=True, dtype=dtype)
+    assert report.largest_error <= report.tolerance
+    written = onnx.load(tmp_path / "m.onnx")
+    names = [node.name for node in written.graph.node if node.domain == "noble_fx"]
+    assert {"square", "square_2", "wide", "block.k_proj"} <= set(names)
+    assert len(names) == len(set(names)) == 9
+    assert {f.overload.split("_r4_")[1] for f in written.functions} == {"2d", "3d", "3d_no_bias"}
+
+
+def test_one_kind_needs_no_overload(tmp_path):
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4, select=["blocks.0.fc1", "blocks.0.fc2"]))
+    noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", functions=True, fold=False)
+    (function,) = onnx.load(tmp_path / "m.onnx").functions
+    assert (function.domain, function.name, function.overload) == ("noble_fx", "Linear", "")
+    assert list(function.input)[:6] == ["x", "weight", "bias", "down", "down_bias", "up"]
+    assert sum(node.op_type == "Cos" for node in function.node) == 2

@@ -1,0 +1,68 @@
+"""A wrong file is caught, at whatever size it is wrong."""
+
+import pytest
+import torch
+from torch import nn
+
+import noble_fx
+from noble_fx import ExportError
+from noble_fx.onnx_export import verify as verify_module
+from tests.models import loud, tiny, tokens
+
+
+class WrongAtOne(nn.Module):
+    """Python that looks at a size: a file made from two rows is wrong for one."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y * 2 if x.shape[0] == 1 else y
+
+
+def test_a_size_that_the_file_gets_wrong_is_found(tmp_path):
+    model = loud(noble_fx.transform(WrongAtOne(), rank=2, capture="modules"))
+    with pytest.raises(ExportError, match=r"differs from PyTorch by .*was not written"):
+        noble_fx.export_onnx(model, (torch.randn(3, 8),), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.warns(UserWarning, match="was written all the same"):
+        report = noble_fx.export_onnx(model, (torch.randn(3, 8),), tmp_path / "m.onnx", verify="warn")
+    assert report.largest_error > report.tolerance
+    assert "NOT ≤" in str(report)
+    report = noble_fx.export_onnx(model, (torch.randn(3, 8),), tmp_path / "m.onnx", verify=False, overwrite=True)
+    assert report.largest_error is None
+    assert "not verified" in str(report)
+
+
+def test_a_nan_is_no_small_difference():
+    nan = torch.tensor([1.0, float("nan")])
+    error, _ = verify_module._difference(torch.tensor([1.0, 2.0]), [nan])
+    assert error != error
+    masked = torch.tensor([float("-inf"), 1.0])
+    assert verify_module._difference(masked, [masked.clone()]) == (0.0, 1.0)
+    assert verify_module._difference(masked, [torch.tensor([float("inf"), 1.0])])[0] == float("inf")
+
+
+def test_a_size_that_the_model_refuses_is_passed_over(tmp_path):
+    class Context(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.position = nn.Embedding(20, 8), nn.Parameter(torch.randn(6, 8))
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, idx):
+            return self.linear(self.embed(idx) + self.position[: idx.shape[1]])
+
+    model = loud(noble_fx.transform(Context(), rank=2))
+    report = noble_fx.export_onnx(model, (tokens(2, 5),), tmp_path / "m.onnx")
+    assert report.checked == ("[2, 5]", "[1, 1]", "[1, 4]", "[3, 6]")
+
+
+def test_ranges_that_the_caller_gave_are_kept(tmp_path):
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4))
+    shapes = ({0: torch.export.Dim("rows", min=2, max=4)},)
+    report = noble_fx.export_onnx(model, (tokens(3, 5),), tmp_path / "m.onnx", dynamic_shapes=shapes)
+    assert report.checked == ("[3, 5]", "[2, 5]", "[4, 5]")
+    assert report.inputs == {"idx": "INT64 [rows,5]"}
