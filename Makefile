@@ -10,7 +10,7 @@ demo: $(STAMP)
 	$(BIN)/noble-fx demo $(ARGS)
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

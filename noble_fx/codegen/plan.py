@@ -117,7 +117,7 @@ def make_plan(layer: Layer, backend: str = "cuda", tf32: bool = False, shared: i
         linear_up_forward=_fitted(main, inputs, widest),
         bottleneck_backward=_staged(_fitted(bottleneck_backward, widest), power_of_two(layer.rank), size, shared),
         linear_backward_input=_fitted(main, widest, inputs),
-        branch_weight_backward=_weights(layer, backend),
+        branch_weight_backward=_weights(layer, backend, shared),
         split_backward=layer.rank > FUSED_RANK,
     )
 
@@ -156,11 +156,12 @@ def _main(layer: Layer, backend: str, shared: int) -> Tile:
     return Tile(128, 128, 64, 8, 3 if shared >= 100_000 else 2)
 
 
-def _weights(layer: Layer, backend: str) -> Tile:
+def _weights(layer: Layer, backend: str, shared: int) -> Tile:
     if backend == "interpreter":
         return Tile(0, 64, 32, 4, 1)
     columns = 128 if layer.rank <= FUSED_RANK else 64
-    return Tile(0, columns, 32 if layer.dtype == torch.float32 else 64, 8, 3)
+    tile = Tile(columns, columns, 32 if layer.dtype == torch.float32 else 64, 8, 3)
+    return replace(_staged(tile, power_of_two(layer.rank), layer.dtype.itemsize, shared), rows=0)
 
 
 def _fitted(tile: Tile, depth: int, columns: int = 0) -> Tile:
