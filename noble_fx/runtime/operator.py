@@ -69,6 +69,7 @@ def forward(
     act: Sequence[Tensor],
     act_key: str,
 ) -> tuple[Tensor, Tensor]:
+    """(y [.., N], h [.., r]) by PyTorch operators; h in float32 or better."""
     h = bottleneck(x, down, down_bias)
     return linear_with_branch(x, h, weight, bias, up, act, act_key), h
 
@@ -104,6 +105,7 @@ def backward(
     act_key: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
+    """One gradient for each input, by PyTorch operators; an empty tensor where `needs` says no."""
     dx, *rest = site_gradients(rows_of(dy), rows_of(x), rows_of(h), weight, down, up, act, act_key, needs)
     return present([None if dx is None else dx.view(x.shape), *rest], dy)
 
