@@ -5,17 +5,17 @@
 plain     the model without branches, torch's own export
 by hand   every block linear as the formula typed in (`cpu_linear.ByHand`), torch's own export
 folded    noble_fx.export_onnx(join=False)
-joined    noble_fx.export_onnx(join=True), W and D' one matrix everywhere
-auto      noble_fx.export_onnx(), W and D' one matrix where y is narrower than x
+down      noble_fx.export_onnx(join="down"), folded, W and D' one matrix
+up        noble_fx.export_onnx(), folded, W and U one matrix
 
-All five are sessions of one process that take turns, one thread each, timed in CPU seconds.
-`arithmetic` is what the branches multiply more than the linears that carry them: where a machine is bound by
-arithmetic, no exact method can be far below it.
+All five are sessions of one process that take turns: with one thread each, timed in CPU seconds, and with a thread for
+every core, timed by the clock. `arithmetic` is what the branches multiply more than the linears that carry them.
 """
 
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 import noble_fx
 from benchmarks.cpu_linear import ByHand
-from benchmarks.interleaved import interleave, machine
+from benchmarks.interleaved import Timing, interleave, machine
 from examples.byte_gpt import Attention, Block, ByteGPT
 from noble_fx.runtime import OnnxModel
 
@@ -91,8 +91,15 @@ CASES = [
         32,
         lambda batch: torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0)),
     ),
+    Case(
+        "GPT 6 × 1024, 128 tokens, r 64",
+        lambda: ByteGPT(width=1024, layers=6, heads=16, context=128),
+        64,
+        lambda batch: torch.randint(0, 256, (batch, 128), generator=torch.Generator().manual_seed(0)),
+    ),
 ]
 BATCHES = (1, 8)
+NAMES = ("plain", "by hand", "folded", "down", "up")
 
 
 def export_all(case: Case, folder: Path) -> dict[str, Path]:
@@ -102,13 +109,13 @@ def export_all(case: Case, folder: Path) -> dict[str, Path]:
     by_hand = _by_hand(copy.deepcopy(plain), case.rank)
     model = noble_fx.transform(plain, rank=case.rank, capture="modules", seed=0)
     x = case.inputs(2)
-    names = ("plain", "by hand", "folded", "joined", "auto")
-    paths = {name: folder / f"{name.replace(' ', '_')}.onnx" for name in names}
+    paths = {name: folder / f"{name.replace(' ', '_')}.onnx" for name in NAMES}
     with noble_fx.disabled(model):
         _torch_export(model, x, paths["plain"])
     _torch_export(by_hand, x, paths["by hand"])
-    for name, join in (("folded", False), ("joined", True), ("auto", "auto")):
-        print(noble_fx.export_onnx(model, (x,), paths[name], join=join, verify=name == "auto"))
+    joins: dict[str, str | bool] = {"folded": False, "down": "down", "up": "up"}
+    for name, join in joins.items():
+        print(noble_fx.export_onnx(model, (x,), paths[name], join=join, verify=name == "up"))
     return paths
 
 
@@ -135,41 +142,51 @@ def arithmetic(case: Case) -> float:
     return sum(s.rank * (s.in_features + s.out_features + s.rank) for s in found) / base
 
 
-def run(rounds: int = 12) -> dict[str, object]:
-    """Both models at both batch sizes; prints a table and returns every figure."""
+def run(rounds: int = 24) -> dict[str, object]:
+    """Every model, batch size and number of threads; prints a table and returns every figure."""
     table = Table(box=None, header_style="bold")
-    for column in ("model", "batch", "plain", "by hand", "folded", "joined", "auto", "auto / by hand", "arithmetic"):
+    for column in ("model", "batch", "threads", *NAMES, "up / by hand", "arithmetic"):
         table.add_column(column, justify="left" if column == "model" else "right")
     figures: list[dict[str, Any]] = []
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
             paths = export_all(case, Path(folder))
             sizes = {name: path.stat().st_size for name, path in paths.items()}
-            sessions = {name: OnnxModel(path, device="cpu", threads=1) for name, path in paths.items()}
-            for batch in BATCHES:
-                x = case.inputs(batch)
-                calls = {name: (lambda session=session, x=x: session(x)) for name, session in sessions.items()}
-                # One thread each, so CPU time is the whole cost, and what other processes take does not count.
-                turns = max(rounds if batch == 1 else rounds // 4, 3)
-                timings = interleave(calls, "plain", turns, warmup=1, clock=time.process_time)
-                by_name = {timing.name: timing for timing in timings}
-                ratio = by_name["auto"].overhead / by_name["by hand"].overhead
-                cells = [f"{by_name[name].overhead:+.1%}" for name in ("by hand", "folded", "joined", "auto")]
-                row = [case.name, str(batch), f"{by_name['plain'].milliseconds:.1f} ms", *cells]
-                table.add_row(*row, f"{ratio:.2f}", f"+{arithmetic(case):.1%}")
-                figures.append(
-                    {
-                        "model": case.name,
-                        "batch": batch,
-                        "timings": [asdict(timing) for timing in timings],
-                        "ratio": ratio,
-                        "arithmetic": arithmetic(case),
-                        "bytes": sizes,
-                    }
-                )
-            del sessions
-    Console(width=140).print(table)
-    return {"machine": {**machine(), "onnxruntime": _version(), "threads": 1}, "rounds": rounds, "figures": figures}
+            for threads in dict.fromkeys((1, os.cpu_count() or 1)):
+                sessions = {name: OnnxModel(path, device="cpu", threads=threads) for name, path in paths.items()}
+                for batch in BATCHES:
+                    timings = _timed(sessions, case.inputs(batch), threads, max(rounds // batch, 8))
+                    figures.append(_figure(case, batch, threads, timings, sizes))
+                    table.add_row(*_row(figures[-1], timings))
+                del sessions
+    Console(width=150).print(table)
+    return {"machine": {**machine(), "onnxruntime": _version()}, "rounds": rounds, "figures": figures}
+
+
+def _timed(sessions: dict[str, OnnxModel], x: Tensor, threads: int, rounds: int) -> dict[str, Timing]:
+    """With one thread CPU time is the whole cost, and what other processes take does not count."""
+    calls = {name: (lambda session=session: session(x)) for name, session in sessions.items()}
+    clock = time.process_time if threads == 1 else time.perf_counter
+    return {one.name: one for one in interleave(calls, "plain", rounds, warmup=2, clock=clock)}
+
+
+def _figure(case: Case, batch: int, threads: int, timings: dict[str, Timing], sizes: dict[str, int]) -> dict[str, Any]:
+    return {
+        "model": case.name,
+        "batch": batch,
+        "threads": threads,
+        "timings": [asdict(timing) for timing in timings.values()],
+        "ratio": timings["up"].overhead / timings["by hand"].overhead,
+        "arithmetic": arithmetic(case),
+        "bytes": sizes,
+    }
+
+
+def _row(figure: dict[str, Any], timings: dict[str, Timing]) -> list[str]:
+    shown = [f"{timings[name].overhead:+.1%}" for name in NAMES[1:]]
+    first = [figure["model"], str(figure["batch"]), str(figure["threads"])]
+    plain = f"{timings['plain'].milliseconds:.1f} ms"
+    return [*first, plain, *shown, f"{figure['ratio']:.2f}", f"+{figure['arithmetic']:.1%}"]
 
 
 def _version() -> str:

@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--weights", type=Path, metavar="FOLDER", help="fill the model from a noble_fx.save folder")
     export.add_argument("--functions", action="store_true", help="each site one noble_fx::Linear node")
     export.add_argument("--no-fold", action="store_true", help="leave the constants of σ where they are")
+    export.add_argument("--join", choices=("up", "down", "no"), default="up", help="W and U, or W and D, one matrix")
     export.add_argument("--verify", choices=("yes", "warn", "no"), default="yes", help="compare with PyTorch")
     export.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser
@@ -211,7 +212,7 @@ def _export(args: argparse.Namespace) -> None:
             dtype=_DTYPES[args.dtype] if args.dtype else None,
             opset=args.opset,
             fold=not args.no_fold,
-            join="auto" if not args.no_fold else False,
+            join=args.join if args.join != "no" else False,
             functions=args.functions,
             verify=args.verify if args.verify == "warn" else args.verify == "yes",
             overwrite=args.overwrite,

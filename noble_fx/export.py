@@ -30,14 +30,15 @@ from noble_fx.onnx_export.verify import TOLERANCE, Verification
 from noble_fx.onnx_export.verify import verify as _verify
 from noble_fx.onnx_file import METADATA
 from noble_fx.passes.fold_branch import fold_branch
-from noble_fx.passes.join_product import join_narrow, join_product
+from noble_fx.passes.join_down import join_down
+from noble_fx.passes.join_up import join_up
 from noble_fx.passes.remove_dead import remove_dead
 from noble_fx.program import Step
 
 __all__ = ["ExportReport", "export_onnx"]
 
 _BF16_OPSET = 22  # the first one whose trigonometric operators take bfloat16
-_PIPELINES = {"auto": "export", True: "export_joined", False: "export_apart"}
+_PIPELINES = {"up": "export", "down": "export_down", False: "export_apart"}
 STAGES = ("fold", "capture", "rewrite", "translate", "write", "verify")
 
 
@@ -52,16 +53,16 @@ def export_onnx(
     fold: bool = True,
     functions: bool = False,
     verify: bool | str = True,
-    join: bool | str = "auto",
+    join: str | bool = "up",
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> ExportReport:
     """Write `model` in eval mode to `path`; batch and sequence sizes stay dynamic unless `dynamic_shapes` says else.
 
-    `args` and `kwargs` are example inputs. `fold` folds the constants of σ. `join` makes W and D one matrix, so that x
-    is read once: "auto" where y is narrower than x, True wherever no other product reads them. `functions` keeps each
-    site one node with its maths in a function of the file (not joined: a box has the operands of the formula). The file
-    is run and compared with PyTorch at several sizes;
+    `args` and `kwargs` are example inputs. `fold` folds the constants of σ. `join="up"` makes W and U one matrix, so
+    that y is written once; "down" makes W and D one, so that x is read once; False keeps all apart, as does a matrix
+    that another product reads. `functions` keeps each site one node with its maths in a function of the file (not
+    joined: a box has the operands of the formula). The file is run and compared with PyTorch at several sizes;
     `verify="warn"` keeps a file that is too far off, with a warning, and `verify=False` does not look.
     `progress` is called with the name of each stage. `model` itself is never changed.
     Raises `ExportError` when the model cannot be exported, a result is too far off, or `path` exists or cannot be
@@ -102,7 +103,7 @@ def export_onnx(
     return _report(made, path, size, found, TOLERANCE[dtype], steps)
 
 
-def _check_request(model: Any, verify: bool | str, join: bool | str, opset: int | None) -> None:
+def _check_request(model: Any, verify: bool | str, join: str | bool, opset: int | None) -> None:
     import onnx
 
     try:
@@ -112,7 +113,7 @@ def _check_request(model: Any, verify: bool | str, join: bool | str, opset: int 
     if verify not in (True, False, "warn"):
         raise ExportError(f"verify={verify!r} is unknown; use True, False or 'warn'")
     if join not in _PIPELINES:
-        raise ExportError(f"join={join!r} is unknown; use 'auto', True or False")
+        raise ExportError(f"join={join!r} is unknown; use 'up', 'down' or False")
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not 18 <= opset <= newest:
         raise ExportError(f"opset={opset} cannot be written; use 18 to {newest}")
@@ -150,7 +151,7 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         raise ExportError(str(error)) from None
 
 
-def _prepared(program: Any, join: bool | str, functions: bool) -> tuple[Any, list[Step], list[Any]]:
+def _prepared(program: Any, join: str | bool, functions: bool) -> tuple[Any, list[Step], list[Any]]:
     try:
         program, steps = rewrite(program, _PIPELINES[False if functions else join])
         if not functions:
@@ -188,7 +189,7 @@ def _judge(found: Verification, path: Path, verify: bool | str) -> None:
 def _report(
     made: Any, path: Path, size: int, found: Verification | None, tolerance: float, steps: list[Step]
 ) -> ExportReport:
-    shown = (fold_branch.name, join_product.name, join_narrow.name)
+    shown = (fold_branch.name, join_up.name, join_down.name)
     nodes = [*made.graph, *(node for function in made.functions.values() for node in function)]
     return ExportReport(
         path=path,

@@ -5,7 +5,8 @@ linear                 one linear map with its branch -> y
 linear_forward         the same -> (y, h), where h = x Dᵀ + d, in float32 or better, is what backward
                        needs besides x
 linear_backward        one gradient per input; an empty tensor where `needs` says no
-joined_linear          the same for inference, W and D one matrix [N + r, K] -> y
+joined_down            the same for inference, W and D one matrix [N + r, K] -> y
+joined_up              the same for inference, W and U one matrix [N, K + r] -> y
 
 linear_group           G linear maps of one x, of one rank and one σ, each with its branch -> y of each; N may differ
 linear_group_forward   the same -> (y of each, h [G, .., r], contiguous, in float32 or better)
@@ -29,7 +30,11 @@ _GROUP = (
 library = torch.library.Library("noble_fx", "DEF")
 library.define(f"linear({_INPUTS}) -> Tensor")
 library.define(f"linear_forward({_INPUTS}) -> (Tensor, Tensor)")
-library.define("joined_linear(Tensor x, Tensor weight, Tensor? bias, Tensor up, Tensor[] act, str act_key) -> Tensor")
+library.define("joined_down(Tensor x, Tensor weight, Tensor? bias, Tensor up, Tensor[] act, str act_key) -> Tensor")
+library.define(
+    "joined_up(Tensor x, Tensor weight, Tensor? bias, Tensor down, Tensor? down_bias, Tensor[] act, "
+    "str act_key) -> Tensor"
+)
 library.define(
     "linear_backward(Tensor dy, Tensor x, Tensor h, Tensor weight, Tensor down, Tensor up, Tensor[] act, str act_key, "
     "bool[] needs) -> Tensor[]"
@@ -43,4 +48,5 @@ library.define(
 
 LINEAR = torch.ops.noble_fx.linear.default
 LINEAR_GROUP = torch.ops.noble_fx.linear_group.default
-JOINED = torch.ops.noble_fx.joined_linear.default
+JOINED_DOWN = torch.ops.noble_fx.joined_down.default
+JOINED_UP = torch.ops.noble_fx.joined_up.default

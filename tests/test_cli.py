@@ -85,10 +85,11 @@ def test_export_writes_verifies_and_reads_back(capsys, tmp_path):
     text = capsys.readouterr().out
     assert "largest error" in text
     assert "fold_branch × 2" in text
-    assert "join_narrow × 1" in text
+    assert "join_up × 2" in text
     assert cli.main(arguments) == 2
     assert "exists; remove it" in " ".join(capsys.readouterr().err.split())
-    assert cli.main([*arguments, "--overwrite", "--json", "--no-fold", "--dtype", "float16", "--verify", "warn"]) == 0
+    more = ["--overwrite", "--json", "--no-fold", "--join", "no", "--dtype", "float16", "--verify", "warn"]
+    assert cli.main([*arguments, *more]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passes"] == {}
     assert report["inputs"] == {"input": "FLOAT16 [batch,8]"}

@@ -23,7 +23,7 @@ def exported(request, tmp_path_factory):
     model = transformed(request.param).train()
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    report = noble_fx.export_onnx(model, (tokens(1, 5),), path, join=True)
+    report = noble_fx.export_onnx(model, (tokens(1, 5),), path)
     assert model.training  # the live model is as it was
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     return model.eval(), report
@@ -36,7 +36,7 @@ def test_the_report(exported):
     assert report.verified_by == "ONNX Runtime"
     # In a captured graph two sites of each of the two blocks read one input and are one operator; here each is one.
     groups = {"split_group": 4} if isinstance(model, torch.fx.GraphModule) else {}
-    assert report.passes == {**groups, "fold_branch": 12, "join_product": 12}
+    assert report.passes == {**groups, "fold_branch": 12, "join_up": 12}
     assert report.kept == {}
     assert report.inputs == {"idx": "INT64 [batch,sequence]"}
     assert report.size == report.path.stat().st_size
@@ -103,8 +103,22 @@ def test_at_most_seven_nodes_a_site_are_left(exported, tmp_path):
     biases = 8  # nodes of their own in the plain graph; k_proj has none, and that of fc1 is in BiasGelu
     sites = sum(with_branches.values()) - (sum(plain.values()) - linears - biases)
     assert sites / 12 <= 7
-    assert (with_branches["Gemm"], with_branches["Split"]) == (36, 12)
+    assert (with_branches["Gemm"], with_branches["Cos"]) == (36, 24)
+    assert with_branches["Concat"] == 12 + plain["Concat"]
     assert with_branches["Transpose"] == plain["Transpose"]  # no weight is transposed while the model runs
+
+
+@pytest.mark.parametrize(("join", "splits", "concats"), [("up", 0, 6), ("down", 6, 0), (False, 0, 0)])
+def test_what_is_joined(join, splits, concats, tmp_path):
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4))
+    report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", join=join)
+    assert report.largest_error < 1e-5
+    counts = Counter(node.op_type for node in onnx.load(report.path).graph.node)
+    with noble_fx.disabled(model):
+        base = noble_fx.export_onnx(model, (tokens(),), tmp_path / "base.onnx", verify=False)
+    plain = Counter(node.op_type for node in onnx.load(base.path).graph.node)
+    assert counts["Split"] - plain["Split"] == splits
+    assert counts["Concat"] - plain["Concat"] == concats
 
 
 @pytest.mark.parametrize("act", ["swiglu_net", "gelu_scale", "leaky_relu", "cosnet_double"])
@@ -157,8 +171,8 @@ def test_gpt2_as_transformers_has_it(capture, tmp_path):
     examples = {"example_kwargs": {"input_ids": tokens()}} if capture == "export" else {}
     model = loud(noble_fx.transform(model, rank=4, capture=capture, **examples))
     report = noble_fx.export_onnx(model, path=tmp_path / "m.onnx", kwargs={"input_ids": tokens()})
-    assert report.passes == {"fold_branch": 4, "join_narrow": 1}
-    assert [(count, why[:17]) for why, count in report.kept.items()] == [(3, "join_narrow: y is")]
+    assert report.passes == {"fold_branch": 4, "join_up": 4}
+    assert report.kept == {}
     with torch.no_grad():
         expected = model(input_ids=tokens(3, 4)).logits
     torch.testing.assert_close(OnnxModel(report.path)(input_ids=tokens(3, 4)), expected, rtol=1e-4, atol=1e-4)
@@ -173,9 +187,9 @@ def test_attention_with_raw_parameters(capture, tmp_path):
     layer = nn.TransformerEncoderLayer(16, 2, dim_feedforward=32, batch_first=True)
     examples = {"example_inputs": (x,)} if capture == "export" else {}
     model = loud(noble_fx.transform(layer.eval(), rank=4, select="all", capture=capture, **examples))
-    report = noble_fx.export_onnx(model, (x,), tmp_path / "m.onnx", join=True)
+    report = noble_fx.export_onnx(model, (x,), tmp_path / "m.onnx")
     assert report.passes["fold_branch"] == 4
-    assert report.passes["join_product"] == (4 if capture == "export" else 3)
+    assert report.passes["join_up"] == (4 if capture == "export" else 3)
 
 
 def test_a_plain_model_and_a_linear_branch(tmp_path):
@@ -247,7 +261,7 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch):
     refuse("dtype=torch.int8 cannot be exported; use one of float64", model, (tokens(),), path, dtype=torch.int8)
     refuse("opset=9 cannot be written; use 18 to", model, (tokens(),), path, opset=9)
     refuse("verify='maybe' is unknown", model, (tokens(),), path, verify="maybe")
-    refuse("join='some' is unknown; use 'auto', True or False", model, (tokens(),), path, join="some")
+    refuse("join='some' is unknown; use 'up', 'down' or False", model, (tokens(),), path, join="some")
     refuse("the model cannot be exported", WithOptional(), (torch.ones(2, 3, 4),), path)
     refuse("already compiled", torch.compile(model), (tokens(),), path)
     with torch.device("meta"):

@@ -14,7 +14,7 @@ from tests.models import tokens, transformed
 def written(tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     model = transformed("modules")
-    noble_fx.export_onnx(model, (tokens(),), path, verify=False, join=True)
+    noble_fx.export_onnx(model, (tokens(),), path, verify=False, join="down")
     return model, path
 
 
@@ -28,7 +28,7 @@ def test_explain_reads_the_account(written):
     explanation = noble_fx.explain(path)
     text = str(explanation)
     assert "Tiny in model.onnx: 12 of 13 linear maps carry a branch" in text
-    assert "pass join_product: 12 rewrites" in text
+    assert "pass join_down: 12 rewrites" in text
     assert "pass fold_branch: 12 rewrites" in text
     assert f"torch {torch.__version__}" in text
     assert "noble_fx::linear" not in text

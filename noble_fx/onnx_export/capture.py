@@ -1,6 +1,6 @@
 """A model as one exported program, ready for the ONNX exporter.
 
-    model --torch.export--> noble_fx::linear nodes --passes "export"--> joined_linear --decompositions--> aten
+    model --torch.export--> noble_fx::linear nodes --passes "export"--> joined_up --decompositions--> aten
           --passes "rows"--> aten, products of rows
 
 The passes run on the program's own graph module, which is then exported once more.

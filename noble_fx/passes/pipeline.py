@@ -18,7 +18,7 @@ inference noble_fx::linear(x, w, …)     fold_branch       over the folded bran
        -> the same, ω and φ in D and M
 
 export    noble_fx::linear(x, w, …)     merge_branch      on a graph of its own, made by torch.export
-       -> joined_linear(x, [W; D], …)   join_narrow       where y is narrower than x; `join=True`: join_product
+       -> joined_up(x, [W U], …)        join_up           `join="down"`: join_down, [W; D]; `join=False`: neither
                                         remove_dead
 
 rows      view(f(view(x)))              sink_view         on the same graph in aten operators
@@ -36,7 +36,8 @@ from noble_fx.passes.insert_branch import insert_branch
 from noble_fx.passes.insert_channel_branch import insert_channel_branch
 from noble_fx.passes.insert_einsum_branch import insert_einsum_branch
 from noble_fx.passes.insert_expert_branch import insert_expert_branch
-from noble_fx.passes.join_product import join_narrow, join_product
+from noble_fx.passes.join_down import join_down
+from noble_fx.passes.join_up import join_up
 from noble_fx.passes.merge_branch import merge_branch
 from noble_fx.passes.merge_view import merge_view
 from noble_fx.passes.remove_dead import remove_dead
@@ -59,8 +60,8 @@ PIPELINES: dict[str, tuple[Rule, ...]] = {
     "compiled": (share_input,),
     "base": (drop_branch,),
     "inference": (split_group, fold_branch, share_input),
-    "export": (split_group, merge_branch, join_narrow, remove_dead),
-    "export_joined": (split_group, merge_branch, join_product, remove_dead),
+    "export": (split_group, merge_branch, join_up, remove_dead),
+    "export_down": (split_group, merge_branch, join_down, remove_dead),
     "export_apart": (split_group, merge_branch, remove_dead),
     "rows": (sink_view, merge_view),
 }

@@ -30,10 +30,10 @@ class Tied(nn.Module):
 @pytest.mark.parametrize("functions", [False, True])
 def test_tied_weights_are_stored_once(functions, tmp_path):
     model = loud(noble_fx.transform(Tied(), rank=4, select=["linear", "head"]))
-    report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", functions=functions, join=True)
+    report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", functions=functions)
     assert report.size < 4 * sum(p.numel() for p in model.parameters()) + 20_000  # the tied weight alone is 102,400
     assert report.kept == (
-        {} if functions else {"join_product: another product reads the same matrix, which would be stored twice": 1}
+        {} if functions else {"join_up: another product reads the same matrix, which would be stored twice": 1}
     )
 
 

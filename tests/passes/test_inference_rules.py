@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 import noble_fx
 from noble_fx.passes.fold_branch import fold_branch
-from noble_fx.passes.join_product import join_narrow, join_product
+from noble_fx.passes.join_down import join_down
+from noble_fx.passes.join_up import join_up
 from noble_fx.passes.merge_branch import merge_branch
 from noble_fx.passes.merge_view import merge_view
 from noble_fx.passes.remove_dead import remove_dead
 from noble_fx.passes.rule import run_passes
 from noble_fx.passes.sink_view import sink_view
-from noble_fx.schema import JOINED, LINEAR
+from noble_fx.schema import JOINED_DOWN, JOINED_UP, LINEAR
 from tests.models import loud
 
 aten = torch.ops.aten
@@ -53,53 +54,56 @@ def calls(graph_module: fx.GraphModule) -> list:
     return [node.target for node in graph_module.graph.nodes if node.op == "call_function"]
 
 
+JOINS = [pytest.param(join, id=join.name) for join in (join_down, join_up)]
 X = torch.linspace(-2, 2, 40, dtype=torch.float64).reshape(5, 8)[:3]
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("preset", ["paper", "reference"])
-def test_joined(bias, preset):
+@pytest.mark.parametrize(
+    ("join", "operator_", "shape", "gone"),
+    [(join_down, JOINED_DOWN, (11, 8), "down"), (join_up, JOINED_UP, (8, 11), "up")],
+    ids=["down", "up"],
+)
+def test_joined(join, operator_, shape, gone, bias, preset):
     model = branched(bias=bias, preset=preset)
     graph, expected = graph_of(model), model(X)
-    steps = run_passes(graph, [join_product, remove_dead])
-    assert [step.rule for step in steps if not step.skipped] == ["join_product", "join_product", "remove_dead"]
-    assert calls(graph).count(JOINED) == 2
+    steps = run_passes(graph, [join, remove_dead])
+    assert [step.rule for step in steps if not step.skipped] == [join.name, join.name, "remove_dead"]
+    assert calls(graph).count(operator_) == 2
     assert LINEAR not in calls(graph)
     torch.testing.assert_close(graph(X), expected, rtol=1e-12, atol=1e-12)
     names = dict(graph.named_parameters())
-    assert names["one.joined_weight"].shape == (11, 8)
+    assert names["one.joined_weight"].shape == shape
     assert "one.weight" not in names
-    assert "one.noble.down" not in names
-    assert ("one.joined_bias" in names) == (bias or preset == "reference")
+    assert f"one.noble.{gone}" not in names
+    assert ("one.joined_bias" in names) == (gone == "down" and (bias or preset == "reference"))
 
 
-def test_what_is_read_elsewhere_is_not_joined():
+@pytest.mark.parametrize("join", JOINS)
+def test_what_is_read_elsewhere_is_not_joined(join):
     model = branched(tied=True)
     graph, expected = graph_of(model), model(X)
-    steps = run_passes(graph, [join_product])
+    steps = run_passes(graph, [join])
     assert {step.skipped for step in steps} == {"another product reads the same matrix, which would be stored twice"}
     torch.testing.assert_close(graph(X), expected, rtol=1e-12, atol=1e-12)
 
 
-class Narrowing(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.wide, self.narrow = nn.Linear(8, 12), nn.Linear(12, 8)
-
-    def forward(self, x):
-        return self.narrow(torch.relu(self.wide(x)))
-
-
-def test_joined_where_the_result_is_the_narrower_one():
-    model = loud(noble_fx.transform(Narrowing(), rank=3, capture="modules", seed=0)).double()
-    graph, expected = graph_of(model), model(X)
-    steps = run_passes(graph, [join_narrow])
-    assert [step.skipped[:26] for step in steps] == ["y is as wide as x or wider", ""]
-    assert [target for target in calls(graph) if target in (LINEAR, JOINED)] == [LINEAR, JOINED]
-    torch.testing.assert_close(graph(X), expected, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize(
+    ("width", "dtype", "joined"), [(1020, "float32", 1), (1021, "float32", 0), (1021, "float16", 1)]
+)
+def test_rows_of_four_kibibytes_are_not_made(width, dtype, joined):
+    layer = nn.Sequential(nn.Linear(width, 4))
+    model = loud(noble_fx.transform(layer, rank=3, capture="modules", seed=0)).to(getattr(torch, dtype))
+    x = torch.ones(2, width, dtype=getattr(torch, dtype))
+    graph = torch.export.export(model.requires_grad_(False), (x,)).module(check_guards=False)
+    steps = run_passes(graph, [join_up])
+    assert calls(graph).count(JOINED_UP) == joined
+    assert joined or steps[0].skipped.startswith("rows of 1024 numbers, a multiple of 4 KiB")
 
 
-def test_a_weight_that_the_graph_computes_is_not_joined():
+@pytest.mark.parametrize("join", JOINS)
+def test_a_weight_that_the_graph_computes_is_not_joined(join):
     model = branched()
     graph = graph_of(model)
     node = next(n for n in graph.graph.nodes if n.target is LINEAR)
@@ -108,11 +112,12 @@ def test_a_weight_that_the_graph_computes_is_not_joined():
         scaled = graph.graph.call_function(torch.mul, (node.args[1], graph.graph.call_function(torch.max, (x,))))
     node.args = (x, scaled, *node.args[2:])
     graph.graph.eliminate_dead_code()
-    steps = run_passes(graph, [join_product])
+    steps = run_passes(graph, [join])
     assert steps[0].skipped == "its matrices are computed in the graph, not constant"
 
 
-def test_a_transposed_weight_is_joined_through_its_view():
+@pytest.mark.parametrize("join", JOINS)
+def test_a_transposed_weight_is_joined_through_its_view(join):
     model = branched()
     graph, expected = graph_of(model), model(X)
     graph.one.weight = nn.Parameter(graph.one.weight.t().contiguous(), requires_grad=False)
@@ -120,7 +125,7 @@ def test_a_transposed_weight_is_joined_through_its_view():
     with graph.graph.inserting_before(node):
         turned = graph.graph.call_function(aten.t.default, (node.args[1],))
     node.args = (node.args[0], turned, *node.args[2:])
-    steps = run_passes(graph, [join_product])
+    steps = run_passes(graph, [join])
     assert not any(step.skipped for step in steps)
     torch.testing.assert_close(graph(X), expected, rtol=1e-12, atol=1e-12)
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import noble_fx
-from noble_fx.runtime.inference import DECOMPOSITIONS, joined_linear
+from noble_fx.runtime.inference import DECOMPOSITIONS, joined_down, joined_up
 from noble_fx.runtime.inference import linear as rows_linear
-from noble_fx.schema import JOINED, LINEAR, LINEAR_GROUP
+from noble_fx.schema import JOINED_DOWN, JOINED_UP, LINEAR, LINEAR_GROUP
 from tests.models import loud
 
 
@@ -32,22 +32,31 @@ def test_rows_and_joined_are_the_layer(act, shape, bias):
     down_bias = torch.zeros(4, dtype=torch.float64) if branch.down_bias is None else branch.down_bias
     joined = torch.cat([one.weight, branch.down])
     joined_bias = torch.cat([zeros if one.bias is None else one.bias, down_bias])
-    found = JOINED(x, joined, joined_bias, branch.up, tensors, branch.key)
+    found = JOINED_DOWN(x, joined, joined_bias, branch.up, tensors, branch.key)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    joined = torch.cat([one.weight, branch.up], dim=1)
+    found = JOINED_UP(x, joined, one.bias, branch.down, branch.down_bias, tensors, branch.key)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_half_precision_evaluates_sigma_in_float32():
     one = layer("cosnet").half()
     branch, x = one.noble, 20 * torch.randn(5, 12).half()
+    expected = nn.functional.linear(x, one.weight, one.bias) + branch(x)
     joined = torch.cat([one.weight, branch.down])
     bias = torch.cat([one.bias, branch.down_bias])
-    found = joined_linear(x, joined, bias, branch.up, branch.act_tensors(), branch.key)
-    torch.testing.assert_close(found, nn.functional.linear(x, one.weight, one.bias) + branch(x), rtol=5e-3, atol=5e-3)
+    found = joined_down(x, joined, bias, branch.up, branch.act_tensors(), branch.key)
+    torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
+    joined = torch.cat([one.weight, branch.up], dim=1)
+    found = joined_up(x, joined, one.bias, branch.down, branch.down_bias, branch.act_tensors(), branch.key)
+    torch.testing.assert_close(found, expected, rtol=5e-3, atol=5e-3)
 
 
-def test_the_operator_is_well_formed():
+def test_the_operators_are_well_formed():
     branch = layer("cosnet").noble
     x, weight = torch.randn(3, 12, dtype=torch.float64), torch.randn(14, 12, dtype=torch.float64)
-    inputs = (x, weight, None, branch.up, branch.act_tensors(), branch.key)
-    torch.library.opcheck(JOINED, inputs, test_utils=("test_schema", "test_faketensor"))
-    assert set(DECOMPOSITIONS) == {LINEAR, LINEAR_GROUP, JOINED}
+    act, tests = (branch.act_tensors(), branch.key), ("test_schema", "test_faketensor")
+    torch.library.opcheck(JOINED_DOWN, (x, weight, None, branch.up, *act), test_utils=tests)
+    weight = torch.randn(10, 16, dtype=torch.float64)
+    torch.library.opcheck(JOINED_UP, (x, weight, None, branch.down, None, *act), test_utils=tests)
+    assert set(DECOMPOSITIONS) == {LINEAR, LINEAR_GROUP, JOINED_DOWN, JOINED_UP}
