@@ -102,13 +102,10 @@ BATCHES = (1, 8)
 NAMES = ("plain", "by hand", "folded", "down", "up")
 
 
-def export_all(case: Case, folder: Path) -> dict[str, Path]:
-    """The five files of one model; the three with branches hold the same numbers of parameters."""
-    torch.manual_seed(0)
-    plain = case.build().eval()
-    by_hand = _by_hand(copy.deepcopy(plain), case.rank)
-    model = noble_fx.transform(plain, rank=case.rank, capture="modules", seed=0)
-    x = case.inputs(2)
+def export_forms(plain: nn.Module, x: Tensor, folder: Path, rank: int, select: str = "auto") -> dict[str, Path]:
+    """The five files of one model; the four with branches hold the same numbers of parameters."""
+    by_hand = _by_hand(copy.deepcopy(plain), rank, select)
+    model = noble_fx.transform(plain, rank=rank, select=select, capture="modules", seed=0)
     paths = {name: folder / f"{name.replace(' ', '_')}.onnx" for name in NAMES}
     with noble_fx.disabled(model):
         _torch_export(model, x, paths["plain"])
@@ -124,12 +121,13 @@ def _torch_export(model: nn.Module, x: Tensor, path: Path) -> None:
     torch.onnx.export(model, (x,), path, dynamic_shapes=(axes,), dynamo=True, verbose=False, external_data=False)
 
 
-def _by_hand(model: nn.Module, rank: int) -> nn.Module:
-    """Every linear of the blocks replaced by the formula as a module."""
-    for fqn, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and "blocks" in fqn:
-            parent, _, name = fqn.rpartition(".")
-            made = ByHand(module.in_features, module.out_features, rank, bias=module.bias is not None)
+def _by_hand(model: nn.Module, rank: int, select: str) -> nn.Module:
+    """The same linears replaced by the formula as a module."""
+    for site in noble_fx.sites(model, rank=rank, select=select):
+        if site.selected:
+            parent, _, name = site.fqn.rpartition(".")
+            plain: Any = model.get_submodule(site.fqn)
+            made = ByHand(site.in_features, site.out_features, rank, bias=plain.bias is not None)
             setattr(model.get_submodule(parent), name, made)
     return model.eval()
 
@@ -150,21 +148,22 @@ def run(rounds: int = 24) -> dict[str, object]:
     figures: list[dict[str, Any]] = []
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            paths = export_all(case, Path(folder))
+            torch.manual_seed(0)
+            paths = export_forms(case.build().eval(), case.inputs(2), Path(folder), case.rank)
             sizes = {name: path.stat().st_size for name, path in paths.items()}
             for threads in dict.fromkeys((1, os.cpu_count() or 1)):
                 sessions = {name: OnnxModel(path, device="cpu", threads=threads) for name, path in paths.items()}
                 for batch in BATCHES:
-                    timings = _timed(sessions, case.inputs(batch), threads, max(rounds // batch, 8))
+                    timings = timed(sessions, case.inputs(batch), threads, max(rounds // batch, 12))
                     figures.append(_figure(case, batch, threads, timings, sizes))
                     table.add_row(*_row(figures[-1], timings))
                 del sessions
     Console(width=150).print(table)
-    return {"machine": {**machine(), "onnxruntime": _version()}, "rounds": rounds, "figures": figures}
+    return {"machine": {**machine(), "onnxruntime": version()}, "rounds": rounds, "figures": figures}
 
 
-def _timed(sessions: dict[str, OnnxModel], x: Tensor, threads: int, rounds: int) -> dict[str, Timing]:
-    """With one thread CPU time is the whole cost, and what other processes take does not count."""
+def timed(sessions: dict[str, OnnxModel], x: Tensor, threads: int, rounds: int) -> dict[str, Timing]:
+    """Every session on x in turn; with one thread in CPU time, where what other processes take does not count."""
     calls = {name: (lambda session=session: session(x)) for name, session in sessions.items()}
     clock = time.process_time if threads == 1 else time.perf_counter
     return {one.name: one for one in interleave(calls, "plain", rounds, warmup=2, clock=clock)}
@@ -189,7 +188,8 @@ def _row(figure: dict[str, Any], timings: dict[str, Timing]) -> list[str]:
     return [*first, plain, *shown, f"{figure['ratio']:.2f}", f"+{figure['arithmetic']:.1%}"]
 
 
-def _version() -> str:
+def version() -> str:
+    """Of ONNX Runtime."""
     import onnxruntime
 
     return str(onnxruntime.__version__)

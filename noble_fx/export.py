@@ -85,6 +85,7 @@ def export_onnx(
         steps += rewrites
         progress("translate")
         made = _translate(program, opset, kinds)
+        model_file.name_ends(made, captured)
         model_file.name_sizes(made, program, size_names(model, args, kwargs, dynamic_shapes))
         form = "one noble_fx::Linear node a site" if functions else "products of rows (Gemm) a site"
         made.metadata_props[METADATA] = model_file.describe(model, steps, form, str(dtype).removeprefix("torch."))

@@ -2,8 +2,8 @@
 
     cos(ω₂ ⊙ (M cos(ω₁ ⊙ (x Dᵀ + d) + φ₁) + m) + φ₂) Uᵀ   ->   cos(cos(x D'ᵀ + d') M'ᵀ + m') Uᵀ
 
-The base weights keep their names and values. [W; D'] stays two matrices here: in PyTorch the joined product gives a
-y that is a strided view or costs a copy of it, which eats the gain; `export_onnx` joins them.
+The base weights keep their names and values, so W stays a matrix of its own here: in PyTorch [W; D'] gives a y that is
+a strided view or costs a copy of it, which eats the gain. `export_onnx` joins W and U, where names do not matter.
 """
 
 from __future__ import annotations

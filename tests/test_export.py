@@ -173,6 +173,7 @@ def test_gpt2_as_transformers_has_it(capture, tmp_path):
     report = noble_fx.export_onnx(model, path=tmp_path / "m.onnx", kwargs={"input_ids": tokens()})
     assert report.passes == {"fold_branch": 4, "join_up": 4}
     assert report.kept == {}
+    assert list(report.outputs) == ["logits"]
     with torch.no_grad():
         expected = model(input_ids=tokens(3, 4)).logits
     torch.testing.assert_close(OnnxModel(report.path)(input_ids=tokens(3, 4)), expected, rtol=1e-4, atol=1e-4)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
 from torch.utils import _pytree as pytree
 
 from noble_fx.attach import named_branches
@@ -83,6 +85,47 @@ def name_sizes(model: Any, program: ExportedProgram, given: dict[str, dict[int, 
                 symbols.sub(lambda m: names[m[0]], dim.value) if isinstance(dim, ir.SymbolicDim) and dim.value else dim
                 for dim in value.shape
             )
+
+
+def name_ends(model: Any, program: ExportedProgram) -> None:
+    """Call inputs and outputs as the model does: `logits`, else output or output_0, where the exporter has addmm_7."""
+    signature = program.graph_signature
+    inputs = [s.arg.name for s in signature.input_specs if s.kind is InputKind.USER_INPUT and _is_tensor(s)]
+    outputs = [spec for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    named = [name for name, spec in zip(_output_names(program), outputs, strict=True) if _is_tensor(spec)]
+    values = {value.name: value for value in [*_values(model.graph), *model.graph.initializers.values()]}
+    for value, name in zip(model.graph.outputs, named, strict=True):
+        if value.producer() is None:  # a weight that is returned, under its own name
+            continue
+        while name in inputs or values.get(name, value) is not value:
+            name += "_out"
+        values[name] = value
+        value.name = name
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        value.name = name  # one that is returned as it is has become x_orig
+
+
+def _is_tensor(spec: InputSpec | OutputSpec) -> bool:
+    return isinstance(spec.arg, TensorArgument)  # a number or None has no place in a file
+
+
+def _output_names(program: ExportedProgram) -> list[str]:
+    """One name for each leaf of what the model returns: its keys in dictionaries, its place in tuples."""
+    spec = program.call_spec.out_spec
+    found: dict[int, str] = {}
+
+    def walk(tree: Any, *path: str) -> None:
+        if isinstance(tree, int):
+            found[tree] = "_".join(path) or "output"
+        elif isinstance(tree, Mapping):
+            for key, part in tree.items():
+                walk(part, *path, str(key))
+        else:
+            for place, part in enumerate(tree):
+                walk(part, *(path or ("output",)), str(place))
+
+    walk(pytree.tree_unflatten(range(spec.num_leaves), spec))
+    return [found[leaf] for leaf in range(spec.num_leaves)]
 
 
 def _values(graph: Any) -> list[Any]:

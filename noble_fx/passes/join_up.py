@@ -18,7 +18,7 @@ from noble_fx.passes.rule import Answer, Build, Target, rule
 from noble_fx.program import Skip
 from noble_fx.schema import JOINED_UP, LINEAR
 
-_SAME_SETS = 4096  # bytes; 64 sets of 64-byte lines, in every x86 since 2006
+_SAME_SETS = 4096  # bytes: 64 sets of 64-byte lines
 
 
 @rule(LINEAR)

@@ -84,6 +84,40 @@ class Cosine(nn.Module):
         return torch.cos(F.layer_norm(self.linear(x), (8,)))
 
 
+class Named(nn.Module):
+    """Returns what `wrap` makes of a few tensors."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.linear, self.wrap = nn.Linear(4, 4), wrap
+
+    def forward(self, x):
+        return self.wrap(x, self.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "names"),
+    [
+        (lambda x, y: y, ["output"]),
+        (lambda x, y: (y, y + 1), ["output_0", "output_1"]),
+        (lambda x, y: {"logits": y, "states": [y + 1, y + 2]}, ["logits", "states_0", "states_1"]),
+        (lambda x, y: [{"a": y}, None, y + 1], ["output_0_a", "output_2"]),
+        (lambda x, y: {"x": y, "none": None}, ["x_out"]),  # x is the input's name
+        (lambda x, y: {"same": x, "y": y}, ["same", "y"]),
+        (lambda x, y: {"x": x, "y": y}, ["x_out", "y"]),
+        (lambda x, y: {"one": y, "other": y}, ["one", "other"]),
+    ],
+)
+def test_outputs_are_called_as_the_model_does(wrap, names, tmp_path):
+    model = loud(noble_fx.transform(Named(wrap), rank=2, select="all", capture="modules"))
+    report = noble_fx.export_onnx(model, (torch.randn(3, 4),), tmp_path / "m.onnx")
+    assert list(report.outputs) == OnnxModel(report.path).outputs == names
+    assert list(report.inputs) == ["x"]
+    assert report.largest_error < 1e-5
+    found = OnnxModel(report.path)(x=torch.randn(2, 4))
+    assert (1 if isinstance(found, torch.Tensor) else len(found)) == len(names)
+
+
 def test_a_type_that_the_opset_lacks_is_refused_with_the_remedy(tmp_path):
     model, x = noble_fx.transform(Cosine(), rank=2), torch.randn(3, 8)
     with pytest.raises(ExportError, match=r"Cos takes no bfloat16 in opset 20; pass opset=22, or dtype=torch.float16"):
