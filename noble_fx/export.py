@@ -113,7 +113,7 @@ def _check_request(model: Any, verify: bool | str, join: str | bool, opset: int 
         raise ExportError(str(error).replace("noble_fx.transform", "noble_fx.export_onnx")) from None
     if verify not in (True, False, "warn"):
         raise ExportError(f"verify={verify!r} is unknown; use True, False or 'warn'")
-    if join not in _PIPELINES:
+    if join not in list(_PIPELINES):
         raise ExportError(f"join={join!r} is unknown; use 'up', 'down' or False")
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not 18 <= opset <= newest:

@@ -108,10 +108,11 @@ def test_at_most_seven_nodes_a_site_are_left(exported, tmp_path):
     assert with_branches["Transpose"] == plain["Transpose"]  # no weight is transposed while the model runs
 
 
+@pytest.mark.parametrize("fold", [True, False])
 @pytest.mark.parametrize(("join", "splits", "concats"), [("up", 0, 6), ("down", 6, 0), (False, 0, 0)])
-def test_what_is_joined(join, splits, concats, tmp_path):
+def test_what_is_joined(join, splits, concats, fold, tmp_path):
     model = loud(noble_fx.transform(tiny(layers=1), rank=4))
-    report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", join=join)
+    report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", join=join, fold=fold)
     assert report.largest_error < 1e-5
     counts = Counter(node.op_type for node in onnx.load(report.path).graph.node)
     with noble_fx.disabled(model):

@@ -33,9 +33,8 @@ def join_up(build: Build, node: fx.Node, target: Target) -> Answer:
     w, u = found
     if w.dtype != u.dtype:
         return Skip(f"W is {w.dtype} and U {u.dtype}")
-    joined = torch.cat([w, u], dim=1)
-    if joined[0].nbytes % _SAME_SETS == 0:
-        return Skip(f"rows of {joined.shape[1]} numbers, a multiple of 4 KiB, fall on the same sets of the cache")
-    return build.call(
-        JOINED_UP, x, build.constant("joined_weight", joined, beside=weight), bias, down, down_bias, act, key
-    )
+    width = w.shape[1] + u.shape[1]
+    if width * w.element_size() % _SAME_SETS == 0:
+        return Skip(f"rows of {width} numbers, a multiple of 4 KiB, fall on the same sets of the cache")
+    joined = build.constant("joined_weight", torch.cat([w, u], dim=1), beside=weight)
+    return build.call(JOINED_UP, x, joined, bias, down, down_bias, act, key)
