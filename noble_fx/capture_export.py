@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from noble_fx.capture import Declined, modes_restored, trace
 from noble_fx.errors import CaptureError
 from noble_fx.exported_model import MODES, Call, Fixed, Graphs
+from noble_fx.forward_signature import arguments_named
 
 _TORCH = str(Path(torch.__file__).parent)
 _CACHES = ("past_key_values", "past_key_value", "cache_params", "past_buckets_states")
@@ -136,7 +137,7 @@ def at_least_two(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _shapes(model: nn.Module, examples: Examples) -> dict[str, Any]:
+def _shapes(examples: Examples) -> dict[str, Any]:
     """`dynamic_shapes` by argument name, complete; arguments that the caller leaves out are fixed."""
     given = examples.dynamic_shapes
     if given is None:
@@ -151,20 +152,16 @@ def _shapes(model: nn.Module, examples: Examples) -> dict[str, Any]:
         raise CaptureError(
             f"dynamic_shapes names {unknown[0]!r}, which is no example input; they are {', '.join(examples.arguments)}"
         )
-    shapes = {name: given.get(name) for name in examples.arguments}
-    named = inspect.signature(model.forward).parameters
-    rest = [n for n, p in named.items() if p.kind is p.VAR_KEYWORD]
-    extra = {name: shapes.pop(name) for name in list(shapes) if name not in named}
-    return shapes | ({rest[0]: extra} if extra else {})
+    return {name: given.get(name) for name in examples.arguments}
 
 
 # --- one program -----------------------------------------------------------------------------------------------------
 
 
 def _export_once(model: nn.Module, examples: Examples) -> torch.export.ExportedProgram:
-    shapes = _shapes(model, examples)
+    shapes = _shapes(examples)
     try:
-        with _quiet():
+        with _quiet(), arguments_named(model, examples.arguments):
             return torch.export.export(model, (), examples.arguments, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise CaptureError(_why(model, examples, error)) from error
@@ -295,9 +292,10 @@ def _call(model: nn.Module, examples: Examples, programs: dict[str, torch.export
     leaves, spec = pytree.tree_flatten(examples.arguments)
     fixed = [Fixed(sizes[i], v.dtype, tuple(v.shape)) if isinstance(v, Tensor) else v for i, v in enumerate(leaves)]
     dynamic = sorted({str(f) for f in fixed if isinstance(f, Fixed)})
+    keyword_only = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
     return Call(
         names=tuple(n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD),
-        keyword_only=tuple(n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY),
+        keyword_only=(*keyword_only, *(n for n in examples.arguments if n not in parameters)),  # taken by **kwargs
         examples=pytree.tree_unflatten(fixed, spec),
         defaults={
             n: p.default for n, p in parameters.items() if n not in examples.arguments and p.default is not p.empty

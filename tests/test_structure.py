@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "noble_fx"
 
 # A module may import from its own room and from those above it in this list, never from below.
 ROOMS = [
-    {"errors", "files", "schema"},
+    {"errors", "files", "schema", "forward_signature"},
     {"config"},
     {"activations"},
     {"branch"},

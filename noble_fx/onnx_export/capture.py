@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from noble_fx.capture_export import at_least_two, dynamic_axes
 from noble_fx.errors import ExportError
+from noble_fx.forward_signature import arguments_named
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.program import Step
@@ -46,7 +47,7 @@ def capture(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> Ex
         args, kwargs = pytree.tree_map_only(Tensor, at_least_two, (args, kwargs))
         dynamic_shapes = _by_argument(model, *pytree.tree_map(_auto_shape, (args, kwargs)))
     try:
-        with quiet():
+        with quiet(), arguments_named(model, kwargs):
             program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         if given is not None and any(word in f"{type(error).__name__}: {error}" for word in _SHAPES):
