@@ -25,6 +25,7 @@ from noble_fx.fold import fold_in_place
 from noble_fx.onnx_export import functions as onnx_functions
 from noble_fx.onnx_export import model_file
 from noble_fx.onnx_export.capture import cannot_export, capture, lower, quiet, rewrite, size_names, without_cache
+from noble_fx.onnx_export.operators import translations
 from noble_fx.onnx_export.report import ExportReport
 from noble_fx.onnx_export.verify import TOLERANCE, Verification
 from noble_fx.onnx_export.verify import verify as _verify
@@ -167,7 +168,9 @@ def _translate(program: Any, opset: int | None, kinds: list[Any]) -> Any:
     """The ONNX model, without what is of this machine."""
     try:
         with quiet():
-            made: Any = torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
+            made: Any = torch.onnx.export(
+                program, opset_version=opset, dynamo=True, verbose=False, custom_translation_table=translations()
+            )
     except Exception as error:
         raise cannot_export(error) from error
     if opset is not None and made.model.opset_imports[""] != opset:

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from noble_fx.capture_export import at_least_two, dynamic_axes
 from noble_fx.errors import ExportError
 from noble_fx.forward_signature import arguments_named
+from noble_fx.onnx_export.operators import REWRITTEN
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.program import Step
@@ -98,8 +99,10 @@ def without_cache(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
     return {**kwargs, "use_cache": False}
 
 
-def cannot_export(error: Exception) -> ExportError:
-    """The exporter's failure in one line."""
+def cannot_export(error: BaseException) -> ExportError:
+    """The exporter's failure in one line, by its first cause: what is raised last is advice of several pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return ExportError(f"the model cannot be exported: {type(error).__name__}: {first_line(error)}")
 
 
@@ -150,7 +153,7 @@ def rewrite(program: ExportedProgram, pipeline: str) -> tuple[ExportedProgram, l
 def lower(program: ExportedProgram) -> ExportedProgram:
     """The program in aten operators, its changes of shape merged."""
     with quiet():
-        program = program.run_decompositions(DECOMPOSITIONS)
+        program = program.run_decompositions({**DECOMPOSITIONS, **REWRITTEN})
         while any(not step.skipped for step in run_passes(program.graph_module, PIPELINES["rows"])):
             pass  # a view that has sunk may meet another
         program.graph_module.graph.eliminate_dead_code()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from noble_fx.onnx_export.capture import quiet
+from noble_fx.onnx_export.operators import REWRITTEN
 from noble_fx.runtime import inference
 from noble_fx.schema import LINEAR
 
@@ -63,7 +64,7 @@ def as_nodes(program: ExportedProgram) -> tuple[ExportedProgram, list[Kind]]:
         )
 
     with quiet():
-        program = program.run_decompositions({LINEAR: node})
+        program = program.run_decompositions({**REWRITTEN, LINEAR: node})
     return program, list(kinds)
 
 
