@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import noble_fx
+from examples.byte_gpt import ByteGPT
 from noble_fx import ExportError
 from noble_fx.onnx_export import verify as verify_module
 from tests.models import loud, tiny, tokens
@@ -58,6 +59,15 @@ def test_a_size_that_the_model_refuses_is_passed_over(tmp_path):
     model = loud(noble_fx.transform(Context(), rank=2))
     report = noble_fx.export_onnx(model, (tokens(2, 5),), tmp_path / "m.onnx")
     assert report.checked == ("[2, 5]", "[1, 1]", "[1, 4]", "[3, 6]")
+
+
+def test_a_graph_that_does_not_take_a_size_prints_nothing(tmp_path, capsys):
+    """A traced graph prints its code where it fails; a size that is merely tried is no failure."""
+    model = noble_fx.transform(ByteGPT(width=16, layers=1, heads=2, context=8), rank=2)
+    assert isinstance(model, torch.fx.GraphModule)
+    report = noble_fx.export_onnx(model, (tokens(1, 5),), tmp_path / "m.onnx")
+    assert report.checked == ("[1, 5]", "[1, 1]", "[1, 4]", "[2, 6]")  # not 10
+    assert "Call using an FX-traced Module" not in capsys.readouterr().err
 
 
 def test_ranges_that_the_caller_gave_are_kept(tmp_path):
