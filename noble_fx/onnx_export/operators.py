@@ -31,7 +31,6 @@ def _grouped_product(x: Any, weight: Any, offs: Any = None, bias: Any = None, ou
     from onnxscript import opset18
 
     op: Any = opset18
-
     if offs is None or bias is not None or out_dtype is not None or len(x.shape) != 2:
         raise NotImplementedError("a grouped product other than x [S, K], W [E, K, N], offsets [E]")
     offs = op.Cast(offs, to=7)  # int64
