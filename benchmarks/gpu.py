@@ -30,7 +30,7 @@ from torch.nn import functional as F
 import noble_fx
 from examples.byte_gpt import ByteGPT
 from noble_fx import NobleLinear
-from noble_fx.runtime import choice
+from noble_fx.runtime import autotune
 
 ROWS = 16_384
 SHAPES = [(1024, 1024), (2048, 2048), (4096, 4096), (1024, 4096), (4096, 1024)]
@@ -225,6 +225,6 @@ def run(rounds: int = 200) -> dict[str, object]:
     step = training_step(rounds)
     Console().print(table)
     Console().print(step)
-    chosen = [{"question": question, "way": way} for question, way in choice.answers().items()]
+    chosen = [{"question": question, "way": way} for question, way in autotune.answers().items()]
     about = {"machine": gpu(), "rounds": rounds, "rows": ROWS, "bandwidth": rate}
     return {**about, "figures": figures, "training_step": step, "choices": chosen}

@@ -20,8 +20,8 @@ from rich.table import Table
 
 import noble_fx
 from noble_fx.codegen.plan import SHARED_BYTES
-from noble_fx.codegen.resources import TARGETS, Resources
-from noble_fx.kernels import KernelSet, resource_table
+from noble_fx.codegen.report.kernel_set import KernelSet, resource_table
+from noble_fx.codegen.report.resources import TARGETS, Resources
 
 SIZES = (1024, 2048, 4096)
 RANKS = (16, 32, 64, 128, 256)

@@ -4,18 +4,25 @@ y = x Wᵀ + b + σ(x Dᵀ) Uᵀ beside every chosen linear layer, trained with 
 """
 
 from noble_fx import runtime
-from noble_fx.activations import activation_names, register_activation
-from noble_fx.branch import NobleBranch, NobleLinear
+from noble_fx.branches.activations import activation_names, register_activation
+from noble_fx.branches.noble import NobleBranch
 from noble_fx.checkpoint import load, save
+from noble_fx.codegen.report.kernel_set import KernelSet, kernels
 from noble_fx.config import PRESETS, NobleConfig, NoblePreset
 from noble_fx.errors import CaptureError, CheckpointError, ConfigError, ExportError, KernelError, NobleError
 from noble_fx.explain import Explanation, explain
-from noble_fx.export import ExportReport, export_onnx
 from noble_fx.fold import fold
-from noble_fx.kernels import KernelSet, kernels
-from noble_fx.program import Program, Site
+from noble_fx.inspect import programs, sites
+from noble_fx.layers.linear import NobleLinear
+from noble_fx.onnx_export.export import ExportReport, export_onnx
+from noble_fx.onnx_export.session import OnnxModel
+from noble_fx.passes.history import Program
+from noble_fx.sites.site import Site
 from noble_fx.training import param_groups
-from noble_fx.transform import disabled, programs, remove, reset_branches, sites, transform
+from noble_fx.transform import disabled, remove, reset_branches, transform
+
+# The public place of the class that runs an exported file; its own room lies below the runtime.
+runtime.OnnxModel = OnnxModel  # type: ignore[attr-defined]
 
 __version__ = "0.1.0"
 

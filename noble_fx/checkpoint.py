@@ -15,16 +15,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from noble_fx.attach import branch_paths, named_branches
-from noble_fx.branch import NobleBranch
+from noble_fx.attach.attach import branch_paths, named_branches
+from noble_fx.branches.folded import FoldedBranch
+from noble_fx.branches.noble import NobleBranch
+from noble_fx.captures.example_inputs import describe, rebuild
+from noble_fx.captures.exported_model import ExportedModel
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CheckpointError, ConfigError
-from noble_fx.example_inputs import describe, rebuild
-from noble_fx.exported_model import ExportedModel
 from noble_fx.files import staged
-from noble_fx.folded import FoldedBranch
-from noble_fx.program import Site
-from noble_fx.transform import Plan, apply_plan, make_plan, remove, sites
+from noble_fx.inspect import sites
+from noble_fx.sites.site import Site
+from noble_fx.transform import Plan, apply_plan, make_plan, remove
 
 WEIGHTS, CONFIG = "model.safetensors", "noble_config.json"
 _FORMAT = 1

@@ -24,10 +24,10 @@ from rich.syntax import Syntax
 from torch import Tensor, nn
 
 import noble_fx
+from noble_fx.codegen.report.kernel_set import dtype_of, resource_table
 from noble_fx.errors import ConfigError, NobleError
 from noble_fx.explain import site_table
-from noble_fx.export import STAGES
-from noble_fx.kernels import dtype_of, resource_table
+from noble_fx.onnx_export.export import STAGES
 
 _DTYPES = {
     name: getattr(torch, name)

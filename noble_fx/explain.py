@@ -12,14 +12,15 @@ from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
 
-from noble_fx.attach import branch_paths, named_branches
-from noble_fx.branch import NobleBranch
-from noble_fx.exported_model import ExportedModel
-from noble_fx.folded import FoldedBranch
-from noble_fx.onnx_file import read_account, read_sites
-from noble_fx.program import Program, Site
-from noble_fx.runtime.cuda_operator import why_no_kernel
-from noble_fx.transform import programs, sites
+from noble_fx.attach.attach import branch_paths, named_branches
+from noble_fx.branches.folded import FoldedBranch
+from noble_fx.branches.noble import NobleBranch
+from noble_fx.captures.exported_model import ExportedModel
+from noble_fx.inspect import programs, sites
+from noble_fx.ops.cuda import why_no_kernel
+from noble_fx.passes.history import Program
+from noble_fx.sites.from_file import read_account, read_sites
+from noble_fx.sites.site import Site
 
 WIDTH = 110
 

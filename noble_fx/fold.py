@@ -12,16 +12,17 @@ import copy
 
 from torch import nn
 
-from noble_fx.attach import named_branches
-from noble_fx.capture import CapturedModel, check_model
+from noble_fx.attach.attach import named_branches
+from noble_fx.branches.folded import fold_constants
+from noble_fx.captures.base import check_model
+from noble_fx.captures.exported_model import ExportedModel
+from noble_fx.captures.fx import CapturedModel
 from noble_fx.errors import ConfigError
-from noble_fx.exported_model import ExportedModel
-from noble_fx.folded import fold_constants
-from noble_fx.passes.fold_branch import fold_branch
+from noble_fx.inspect import HISTORY
+from noble_fx.passes.history import Step
+from noble_fx.passes.inference.fold_branch import fold_branch
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
-from noble_fx.program import Step
-from noble_fx.transform import HISTORY
 
 
 def fold(model: nn.Module) -> nn.Module:

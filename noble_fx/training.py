@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from noble_fx.branch import NobleBranch
+from noble_fx.branches.folded import FoldedBranch
+from noble_fx.branches.noble import NobleBranch
 from noble_fx.errors import ConfigError
-from noble_fx.folded import FoldedBranch
-from noble_fx.roles import is_head_name
+from noble_fx.sites.roles import is_head_name
 from noble_fx.transform import named_branches
 
 Group = dict[str, Any]

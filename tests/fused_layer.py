@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from noble_fx import NobleLinear, schema
-from noble_fx.runtime.choice import Way
+from noble_fx.runtime.autotune import Way
 from noble_fx.runtime.layer_kernels import LayerKernels
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}

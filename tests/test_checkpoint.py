@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import noble_fx
-from noble_fx import CaptureError, CheckpointError, activations
+from noble_fx import CaptureError, CheckpointError
+from noble_fx.branches import activations
 from tests.models import Tiny, WithOptional, loud, tiny, tokens, transformed
 
 

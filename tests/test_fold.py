@@ -9,8 +9,8 @@ from torch import nn
 
 import noble_fx
 from noble_fx import ConfigError
-from noble_fx.activations import Mixer, ScaleShift, Signed
-from noble_fx.folded import FoldedBranch, fold_constants
+from noble_fx.branches.activations import Mixer, ScaleShift, Signed
+from noble_fx.branches.folded import FoldedBranch, fold_constants
 from noble_fx.transform import named_branches
 from tests.models import loud, tiny, tokens, transformed
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from noble_fx import activations, cli
+from noble_fx import cli
+from noble_fx.branches import activations
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

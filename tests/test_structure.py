@@ -1,31 +1,30 @@
-"""The shape of the code base: which way imports run, and how large a file may get."""
+"""The shape of the code base: which way imports run, that none run in circles, and how large a file may get."""
 
 import ast
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "noble_fx"
 
-# A module may import from its own room and from those above it in this list, never from below.
+# A room (a folder, or a file of the top level) may import from itself and from rooms above it, never from below.
 ROOMS = [
-    {"errors", "files", "schema", "forward_signature"},
+    {"errors", "files", "schema", "torch_versions"},
     {"config"},
-    {"activations"},
-    {"branch"},
-    {"conv1d", "convolution", "attention", "holders", "folded"},
-    {"program", "layers", "roles", "weights"},
-    {"ranks", "dataflow", "attach", "graph_pickle", "onnx_file"},
-    {"select", "capture", "exported_model"},
-    {"capture_export", "example_inputs"},
-    {"passes"},
+    {"branches"},
+    {"layers"},
+    {"sites"},
     {"codegen"},
-    {"draw"},
     {"runtime"},
+    {"ops"},
+    {"attach"},
+    {"passes"},
+    {"captures"},
+    {"inspect"},
     {"transform"},
-    {"training", "checkpoint", "explain", "fold", "kernels"},
+    {"training", "checkpoint", "explain", "fold"},
     {"onnx_export"},
-    {"export"},
     {"__init__"},
     {"demo", "cli"},
 ]
@@ -33,22 +32,44 @@ LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "examples" not in path.parts)
 
 
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in FILES}
+
+
+def imports(path: Path) -> set[str]:
+    """The project's modules that a file imports, wherever in it: in functions and under TYPE_CHECKING too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import, which hides where it leads"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return {name for name in found if name in MODULES}
+
+
+def room(module: str) -> str:
+    return (module.split(".") + ["__init__"])[1]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_downwards_only(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "noble_fx":
-            below = (node.module or "").split(".")[1:]
-            names = [below[0]] if below else [alias.name if alias.name in LEVEL else "__init__" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            found = [alias.name.split(".") for alias in node.names if alias.name.split(".")[0] == "noble_fx"]
-            names = [parts[1] if len(parts) > 1 else "__init__" for parts in found]
-        for name in names:
-            assert LEVEL[name] <= LEVEL[room(path)], f"{path.name} imports {name}, which lies below it"
+    own = room(module_of(path))
+    for module in imports(path):
+        assert LEVEL[room(module)] <= LEVEL[own], f"{path.name} imports {module}, which lies below it"
+
+
+def test_imports_do_not_run_in_circles():
+    graph = nx.DiGraph((module_of(path), module) for path in FILES for module in imports(path))
+    # `from noble_fx.ops import linear` imports the package as well: a file and its own folder are no circle.
+    packages = {module_of(path) for path in FILES if path.name == "__init__.py"}
+    graph.remove_nodes_from(packages)
+    assert list(nx.simple_cycles(graph)) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 import noble_fx
 from noble_fx import CaptureError
-from noble_fx.attach import named_branches
+from noble_fx.attach.attach import named_branches
 from tests.zoo import ZOO, Entry, transform_entry
 
 CASES = [(entry, capture) for entry in ZOO for capture in entry.expected]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 
-from noble_fx.codegen.backward import bottleneck_backward, linear_backward_input
-from noble_fx.codegen.branch_weights import branch_weight_backward, reduce_branch_weights
-from noble_fx.codegen.forward import bottleneck_forward, linear_up_forward
 from noble_fx.codegen.kernel import Kernel
+from noble_fx.codegen.kernels.backward import bottleneck_backward, linear_backward_input
+from noble_fx.codegen.kernels.branch_weights import branch_weight_backward, reduce_branch_weights
+from noble_fx.codegen.kernels.forward import bottleneck_forward, linear_up_forward
+from noble_fx.codegen.kernels.reduce import reduce_partials
+from noble_fx.codegen.kernels.stages import backward_steps
 from noble_fx.codegen.plan import DTYPES, Plan
-from noble_fx.codegen.reduce import reduce_partials
-from noble_fx.codegen.stages import backward_steps
 
 
 @functools.lru_cache(maxsize=256)

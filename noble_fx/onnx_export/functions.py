@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from noble_fx.onnx_export.capture import quiet
 from noble_fx.onnx_export.operators import REWRITTEN
-from noble_fx.runtime import inference
+from noble_fx.onnx_export.program import quiet
+from noble_fx.ops import inference
 from noble_fx.schema import LINEAR
 
 DOMAIN, NAME = "noble_fx", "Linear"

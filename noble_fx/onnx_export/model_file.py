@@ -18,12 +18,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
 from torch.utils import _pytree as pytree
 
-from noble_fx.attach import named_branches
+from noble_fx.attach.attach import named_branches
 from noble_fx.errors import ConfigError, ExportError
 from noble_fx.explain import explain
-from noble_fx.onnx_export.capture import user_inputs
-from noble_fx.onnx_file import FORMAT
-from noble_fx.passes.remove_dead import remove_dead
+from noble_fx.onnx_export.program import user_inputs
+from noble_fx.passes.inference.remove_dead import remove_dead
+from noble_fx.sites.from_file import FORMAT
 
 SINGLE_FILE_LIMIT = 2**31 - 2**20  # bytes; a protobuf ends at 2 GiB, and a graph of nodes wants its share
 _AXES = ("batch", "sequence")

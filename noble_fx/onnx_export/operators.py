@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from noble_fx.weights import GROUPED
+from noble_fx.sites.products import GROUPED
 
 
 def translations() -> dict[Any, Callable[..., Any]]:

@@ -18,9 +18,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from noble_fx.errors import ExportError
-from noble_fx.onnx_export.capture import quiet, user_inputs
 from noble_fx.onnx_export.model_file import shape_text
-from noble_fx.runtime.onnx_model import MissingKernel, OnnxModel
+from noble_fx.onnx_export.program import quiet, user_inputs
+from noble_fx.onnx_export.session import MissingKernel, OnnxModel
 
 # The largest difference allowed; relative to the largest value where a dtype keeps three digits or fewer.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}

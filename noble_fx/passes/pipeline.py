@@ -27,24 +27,24 @@ rows      view(f(view(x)))              sink_view         on the same graph in a
 
 from __future__ import annotations
 
-from noble_fx.passes.drop_branch import drop_branch
-from noble_fx.passes.expose_linear import expose_linear
-from noble_fx.passes.expose_product import expose_product
-from noble_fx.passes.fold_branch import fold_branch
-from noble_fx.passes.fuse_branch import fuse_branch
-from noble_fx.passes.insert_branch import insert_branch
-from noble_fx.passes.insert_channel_branch import insert_channel_branch
-from noble_fx.passes.insert_einsum_branch import insert_einsum_branch
-from noble_fx.passes.insert_expert_branch import insert_expert_branch
-from noble_fx.passes.join_down import join_down
-from noble_fx.passes.join_up import join_up
-from noble_fx.passes.merge_branch import merge_branch
-from noble_fx.passes.merge_view import merge_view
-from noble_fx.passes.remove_dead import remove_dead
+from noble_fx.passes.expose.expose_linear import expose_linear
+from noble_fx.passes.expose.expose_product import expose_product
+from noble_fx.passes.fuse.fuse_branch import fuse_branch
+from noble_fx.passes.fuse.share_input import share_input
+from noble_fx.passes.fuse.split_group import split_group
+from noble_fx.passes.inference.fold_branch import fold_branch
+from noble_fx.passes.inference.join_down import join_down
+from noble_fx.passes.inference.join_up import join_up
+from noble_fx.passes.inference.merge_branch import merge_branch
+from noble_fx.passes.inference.merge_view import merge_view
+from noble_fx.passes.inference.remove_dead import remove_dead
+from noble_fx.passes.inference.sink_view import sink_view
+from noble_fx.passes.insert.drop_branch import drop_branch
+from noble_fx.passes.insert.insert_branch import insert_branch
+from noble_fx.passes.insert.insert_channel_branch import insert_channel_branch
+from noble_fx.passes.insert.insert_einsum_branch import insert_einsum_branch
+from noble_fx.passes.insert.insert_expert_branch import insert_expert_branch
 from noble_fx.passes.rule import Rule
-from noble_fx.passes.share_input import share_input
-from noble_fx.passes.sink_view import sink_view
-from noble_fx.passes.split_group import split_group
 
 PIPELINES: dict[str, tuple[Rule, ...]] = {
     "train": (

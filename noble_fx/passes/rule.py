@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from noble_fx.branch import NobleBranch
-from noble_fx.holders import BranchGroup
-from noble_fx.program import Skip, Step
-from noble_fx.weights import Product, parameter_shapes, product_of
+from noble_fx.branches.experts import BranchGroup
+from noble_fx.branches.noble import NobleBranch
+from noble_fx.passes.history import Skip, Step
+from noble_fx.sites.products import Product, product_of
+from noble_fx.sites.views import parameter_shapes
 
 Answer = fx.Node | dict[fx.Node, fx.Node] | Skip
 

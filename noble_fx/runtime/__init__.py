@@ -1,6 +1,1 @@
-"""What runs: the operators, and exported models."""
-
-from noble_fx.runtime import cuda_operator, dynamo_backend, group_operator, inference, operator
-from noble_fx.runtime.onnx_model import OnnxModel
-
-__all__ = ["OnnxModel", "cuda_operator", "dynamo_backend", "group_operator", "inference", "operator"]
+"""From a generated kernel's text to a launch: loading, launching, a whole layer, and which variant is fastest."""

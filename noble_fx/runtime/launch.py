@@ -16,7 +16,7 @@ from torch import Tensor
 
 from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.plan import Plan
-from noble_fx.codegen.resources import FP_FUSION
+from noble_fx.codegen.report.resources import FP_FUSION
 from noble_fx.errors import KernelError
 from noble_fx.runtime.load import load_kernel
 

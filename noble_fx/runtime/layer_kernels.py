@@ -23,14 +23,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from noble_fx.codegen.branch_weights import SPLITS, branch_weights_width
+from noble_fx.codegen.cache import plan_name
 from noble_fx.codegen.generate import generate
 from noble_fx.codegen.kernel import Kernel
+from noble_fx.codegen.kernels.branch_weights import SPLITS, branch_weights_width
+from noble_fx.codegen.kernels.stages import Gemm, Stage, backward_steps
 from noble_fx.codegen.plan import Layer, Plan, make_plan
-from noble_fx.codegen.sigma import activation, tensor_name
-from noble_fx.codegen.stages import Gemm, Stage, backward_steps
-from noble_fx.codegen.writer import plan_name
-from noble_fx.runtime.choice import Way
+from noble_fx.codegen.sigma.in_kernel import activation, tensor_name
+from noble_fx.runtime.autotune import Way
 from noble_fx.runtime.launch import launch
 
 KERNEL, VENDOR = "kernel", "vendor"

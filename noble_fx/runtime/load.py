@@ -13,9 +13,9 @@ import sys
 import types
 from typing import Any
 
+from noble_fx.codegen.cache import write_kernel
 from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.plan import Plan
-from noble_fx.codegen.writer import write_kernel
 from noble_fx.errors import KernelError
 
 

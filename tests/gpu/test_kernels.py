@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import noble_fx
 from noble_fx import NobleLinear, schema
-from noble_fx.runtime import choice, cuda_operator, layer_kernels
+from noble_fx.ops import cuda
+from noble_fx.runtime import autotune, layer_kernels
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
 from tests.fused_layer import check, check_group, exact_of, given, layer_of, near, strided, take
 
@@ -28,11 +29,11 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path))
     monkeypatch.setenv("NOBLE_FX_TUNE", "0")
-    monkeypatch.setattr(cuda_operator, "_refused", set())
-    choice.forget()
+    monkeypatch.setattr(cuda, "_refused", set())
+    autotune.forget()
     yield tmp_path
-    choice.forget()
-    assert cuda_operator._refused == set(), "the GPU refused a kernel, and PyTorch operators were tested instead"
+    autotune.forget()
+    assert cuda._refused == set(), "the GPU refused a kernel, and PyTorch operators were tested instead"
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_tf32_is_used_where_pytorch_is_told_to(monkeypatch):
     layer = on_gpu(torch.float32)
     x = rows(300, 256, torch.float32)
     *tensors, act, key = given(layer, x)
-    kernels = cuda_operator.kernels_for([*tensors, *act], 1, key, True, True)
+    kernels = cuda.kernels_for([*tensors, *act], 1, key, True, True)
     assert kernels is not None
     assert kernels.plan.precision == "tf32"
     check(layer, x, scale=200)
@@ -193,7 +194,7 @@ def test_captured_in_a_cuda_graph_nothing_is_measured(monkeypatch, cache):
     with torch.cuda.graph(graph):
         y = layer(x)
         grads = torch.autograd.grad(y, inputs, dy)
-    assert choice.answers() == {}
+    assert autotune.answers() == {}
     assert not (cache / "choices").exists()
     with torch.no_grad():
         x.copy_(rows(512, 256))
@@ -208,16 +209,16 @@ def test_the_choice_is_measured_once_and_right_whatever_it_is(monkeypatch, cache
     monkeypatch.setenv("NOBLE_FX_TUNE", "1")
     layer, x = on_gpu(in_features=1024, out_features=1024), rows(2048, 1024)
     check(layer, x, scale=2)
-    answers = choice.answers()
+    answers = autotune.answers()
     assert len(answers) == 2
     assert len(list((cache / "choices").iterdir())) == 2
     count = len(launched)
     layer(x[:1500])  # of the same power of two
-    assert choice.answers() == answers
+    assert autotune.answers() == answers
     assert len(launched) - count <= 2
-    choice.forget()
+    autotune.forget()
     layer(x)
-    assert set(choice.answers().items()) < set(answers.items())
+    assert set(autotune.answers().items()) < set(answers.items())
 
 
 @pytest.mark.parametrize("backend", ["inductor", "noble_fx"])

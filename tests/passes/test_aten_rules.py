@@ -12,12 +12,12 @@ import torch
 from torch import fx, nn
 
 from noble_fx import NobleBranch, NobleConfig
-from noble_fx.holders import BranchGroup, expert_branches
-from noble_fx.passes.expose_product import expose_product
-from noble_fx.passes.insert_branch import insert_branch
-from noble_fx.passes.insert_channel_branch import insert_channel_branch
-from noble_fx.passes.insert_einsum_branch import insert_einsum_branch
-from noble_fx.passes.insert_expert_branch import insert_expert_branch
+from noble_fx.branches.experts import BranchGroup, expert_branches
+from noble_fx.passes.expose.expose_product import expose_product
+from noble_fx.passes.insert.insert_branch import insert_branch
+from noble_fx.passes.insert.insert_channel_branch import insert_channel_branch
+from noble_fx.passes.insert.insert_einsum_branch import insert_einsum_branch
+from noble_fx.passes.insert.insert_expert_branch import insert_expert_branch
 from noble_fx.passes.rule import Rule, run_passes
 from noble_fx.schema import LINEAR
 
@@ -59,7 +59,7 @@ LINEARS = {
 
 @pytest.mark.parametrize("name", LINEARS)
 def test_products_become_linear_then_one_operator_each(name):
-    from noble_fx.passes.fuse_branch import fuse_branch
+    from noble_fx.passes.fuse.fuse_branch import fuse_branch
 
     module = product(*LINEARS[name])
     module.noble["w"].unfused = ""

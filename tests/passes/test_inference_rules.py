@@ -8,14 +8,14 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import noble_fx
-from noble_fx.passes.fold_branch import fold_branch
-from noble_fx.passes.join_down import join_down
-from noble_fx.passes.join_up import join_up
-from noble_fx.passes.merge_branch import merge_branch
-from noble_fx.passes.merge_view import merge_view
-from noble_fx.passes.remove_dead import remove_dead
+from noble_fx.passes.inference.fold_branch import fold_branch
+from noble_fx.passes.inference.join_down import join_down
+from noble_fx.passes.inference.join_up import join_up
+from noble_fx.passes.inference.merge_branch import merge_branch
+from noble_fx.passes.inference.merge_view import merge_view
+from noble_fx.passes.inference.remove_dead import remove_dead
+from noble_fx.passes.inference.sink_view import sink_view
 from noble_fx.passes.rule import run_passes
-from noble_fx.passes.sink_view import sink_view
 from noble_fx.schema import JOINED_DOWN, JOINED_UP, LINEAR
 from tests.models import loud
 

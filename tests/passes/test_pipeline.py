@@ -8,14 +8,14 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import noble_fx
-from noble_fx.capture import CapturedModel
-from noble_fx.passes.drop_branch import drop_branch
-from noble_fx.passes.expose_linear import expose_linear
-from noble_fx.passes.fuse_branch import fuse_branch
-from noble_fx.passes.insert_branch import insert_branch
+from noble_fx.captures.fx import CapturedModel
+from noble_fx.passes.expose.expose_linear import expose_linear
+from noble_fx.passes.fuse.fuse_branch import fuse_branch
+from noble_fx.passes.history import Skip
+from noble_fx.passes.insert.drop_branch import drop_branch
+from noble_fx.passes.insert.insert_branch import insert_branch
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import rule, run_passes
-from noble_fx.program import Skip
 from noble_fx.schema import LINEAR
 from tests.models import loud, tokens, transformed
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from noble_fx.codegen.cache import write_kernel
 from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.plan import Layer, make_plan
-from noble_fx.codegen.writer import write_kernel
 from noble_fx.errors import KernelError
 from noble_fx.runtime.load import load_kernel
 

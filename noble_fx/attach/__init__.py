@@ -1,0 +1,1 @@
+"""Branches are drawn, put into the module tree, and taken out again."""

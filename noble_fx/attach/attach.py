@@ -1,0 +1,85 @@
+"""Where a site's branch lives in the module tree, and how it is put there and taken out again.
+
+    a layer of a known class        <layer>.noble.down                    the layer's class is swapped, the object stays
+    a bare parameter                <owner>.noble.<parameter>.down        the owner's forward stays as it is
+    a stacked weight [E, …]         <owner>.noble.<parameter>.<e>.down
+
+An owner that is an `nn.MultiheadAttention` gets the class that adds its branches; any other owner of a bare parameter
+is run by an exported graph, which does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from noble_fx.branches.experts import BranchGroup, expert_branches
+from noble_fx.branches.noble import NobleBranch
+from noble_fx.layers.linear import Augmented
+from noble_fx.layers.registry import augmented_class, plain_class
+from noble_fx.sites.site import Site
+
+
+def branch_paths(site: Site) -> list[str]:
+    """Module paths of the site's branches: one, or one per expert."""
+    if not site.weight:
+        return [f"{site.fqn}.noble"]
+    owner, _, name = site.weight.rpartition(".")
+    path = f"{owner}.noble.{name}" if owner else f"noble.{name}"
+    return [f"{path}.{e}" for e in range(site.experts)] if site.experts else [path]
+
+
+def site_name(path: str) -> str:
+    """The name of a branch: its path without the reserved `noble`; it is what a seed depends on."""
+    parts = path.split(".")
+    at = len(parts) - 1 - parts[::-1].index("noble") if "noble" in parts else len(parts)
+    return ".".join([*parts[:at], *parts[at + 1 :]])
+
+
+def named_branches(model: nn.Module) -> dict[str, NobleBranch]:
+    """Every branch of a model by the name of its layer or parameter, each once."""
+    return {site_name(fqn): m for fqn, m in model.named_modules() if isinstance(m, NobleBranch)}
+
+
+def attach(model: nn.Module, site: Site, branches: list[NobleBranch]) -> None:
+    """Put the branches of one site into `model`."""
+    if not site.weight:
+        layer = model.get_submodule(site.fqn)
+        kind = augmented_class(layer)
+        assert kind is not None
+        assert issubclass(kind, nn.Module)
+        # The object stays the same one, so hooks, optimizers and every other reference to the layer keep working.
+        layer.__class__ = kind
+        layer.noble = branches[0]
+        parent = model.get_submodule(site.fqn.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention):
+            _group(parent)
+        return
+    owner, _, name = site.weight.rpartition(".")
+    _group(model.get_submodule(owner))[name] = expert_branches(branches) if site.experts else branches[0]
+
+
+def _group(owner: nn.Module) -> BranchGroup:
+    if not hasattr(owner, "noble"):
+        kind = augmented_class(owner) if isinstance(owner, nn.MultiheadAttention) else None
+        if kind is not None:
+            owner.__class__ = kind  # type: ignore[assignment]
+        owner.noble = BranchGroup()
+    assert isinstance(owner.noble, BranchGroup)
+    return owner.noble
+
+
+def carriers(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that hold branches in `noble`."""
+    for module in model.modules():
+        if isinstance(module._modules.get("noble"), NobleBranch | BranchGroup):
+            yield module
+
+
+def detach(module: nn.Module) -> None:
+    """Take the branches out of one module, and give it its own class back."""
+    if isinstance(module, Augmented):
+        module.__class__ = plain_class(module)  # type: ignore[assignment]
+    if "noble" in module._modules:
+        del module.noble

@@ -1,0 +1,74 @@
+"""Build the branches of one site, and draw them (and with init_base=True the weight beside them) from the seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from noble_fx.attach.attach import branch_paths, site_name
+from noble_fx.branches.noble import NobleBranch
+from noble_fx.branches.trace import why_untraceable
+from noble_fx.config import NobleConfig
+from noble_fx.sites.site import Site
+
+
+@contextmanager
+def drawing(config: NobleConfig, fqn: str) -> Iterator[None]:
+    """Random state for one layer: with a seed it depends on the layer's name alone, not on order or selection."""
+    if config.seed is None:
+        yield
+        return
+    digest = hashlib.sha256(f"{config.seed}:{fqn}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int.from_bytes(digest[:7], "big"))
+        yield
+
+
+def build_branches(model: nn.Module, site: Site, config: NobleConfig, exported: bool) -> list[NobleBranch]:
+    """The branch of a site, or one per expert."""
+    owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
+    weight = model.get_parameter(site.weight) if site.weight else owner.weight
+    assert isinstance(weight, torch.Tensor)
+    unfused = "fuse=False" if not config.fuse else _why_eager(owner, site, exported)
+    branches = []
+    for path in branch_paths(site):
+        # Drawn on the CPU in float32, so that a seed means the same branch on every device and in every dtype.
+        with drawing(config, site_name(path)), torch.device("meta" if weight.is_meta else "cpu"):
+            branch = NobleBranch(site.in_features, site.out_features, site.rank, config, site.role)
+        branch.reason = site.reason
+        branch.unfused = unfused or why_untraceable(branch.key, site.rank)
+        branch.to(device=weight.device, dtype=weight.dtype)
+        branches.append(branch.train(owner.training))
+    return branches
+
+
+def _why_eager(owner: nn.Module, site: Site, exported: bool) -> str:
+    if site.experts:
+        return "stacked experts, computed together"
+    if "1x1" in site.kind or "conv" in site.kind:
+        return "a 1x1 convolution, whose channels are not the last dimension"
+    if "einsum" in site.kind:
+        return "an einsum, whose features may be several axes"
+    if site.weight and not exported:
+        return "a part of nn.MultiheadAttention"
+    return ""
+
+
+def draw_base(model: nn.Module, site: Site, config: NobleConfig) -> None:
+    """Draw the weight of one site again, N(0, gain / √K), and set its bias to zero; nothing happens on meta."""
+    owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
+    weight = model.get_parameter(site.weight) if site.weight else owner.weight
+    assert isinstance(weight, torch.Tensor)
+    if weight.is_meta:
+        return
+    name = site.weight or f"{site.fqn}.weight"
+    bias = owner.in_proj_bias if isinstance(owner, nn.MultiheadAttention) else getattr(owner, "bias", None)
+    with torch.no_grad(), drawing(config, name):
+        drawn = torch.randn(weight.shape) * config.recipe.base_gain * site.in_features**-0.5
+        weight.copy_(drawn)
+        if isinstance(bias, torch.Tensor):
+            bias.zero_()

@@ -1,0 +1,155 @@
+"""An activation as two aten graphs: σ itself, and its vector–Jacobian product.
+
+    forward    (h [rows, r], *tensors)                 -> t [rows, r]
+    backward   (h [rows, r], *tensors, dt [rows, r])   -> t, dh, *dparameters
+
+PyTorch differentiates (`torch.func.vjp`), `make_fx` records; `tensors` are σ's parameters, then its buffers. The rows
+are symbolic, so one trace serves every batch. What cannot be traced faithfully is refused with a reason, and the
+caller keeps the eager branch.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from noble_fx.branches.keys import template
+
+_ROWS = 6
+
+
+@dataclass(frozen=True)
+class ActivationProgram:
+    """The two graphs of one σ at one rank and dtype; `parameters` tensors have gradients, the rest are buffers."""
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    names: tuple[str, ...]  # of σ's tensors, parameters first
+    parameters: int
+
+
+class Untraceable(Exception):
+    """Why an activation has no graphs; the message is the reason that `explain` shows."""
+
+
+@functools.cache
+def activation_program(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
+    """Trace the activation of `key`; raises `Untraceable` with the reason when that would not be faithful."""
+    # Dispatch state (grad mode, autocast, inference mode, fake mode) is thread-local: a thread of its own sees none of
+    # the caller's, so a trace that is first asked for in the middle of somebody's backward is the same trace.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_trace, key, rank, dtype).result()
+
+
+def why_untraceable(key: str, rank: int) -> str:
+    """The reason why this activation stays eager, or an empty string."""
+    try:
+        activation_program(key, rank, torch.float32)
+    except Untraceable as reason:
+        return str(reason)
+    return ""
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """σ as functions of (h, *tensors) and of (h, *tensors, dt)."""
+
+    forward: Callable[..., Tensor]
+    backward: Callable[..., tuple[Tensor, ...]]
+    tensors: tuple[Tensor, ...]  # parameters first; on the meta device
+    names: tuple[str, ...]
+    parameters: int
+
+
+def _functions(key: str) -> _Functions:
+    act = template(key).train()  # a dropout must show itself
+    names = _tensor_names(act)
+    parameters = len(list(act.parameters()))
+
+    def forward(h: Tensor, *tensors: Tensor) -> Tensor:
+        return functional_call(act, dict(zip(names, tensors, strict=True)), (h,))
+
+    def backward(h: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        tensors, dt = rest[:-1], rest[-1]
+        moving, fixed = tensors[:parameters], tensors[parameters:]
+        t, vjp = torch.func.vjp(  # type: ignore[misc]  # three results only with has_aux
+            lambda h, *moving: forward(h, *moving, *fixed), h, *moving
+        )
+        return (t, *vjp(dt))
+
+    return _Functions(forward, backward, (*act.parameters(), *act.buffers()), tuple(names), parameters)
+
+
+def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
+    act = _functions(key)
+    generator = torch.Generator().manual_seed(0)
+
+    def sample(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=dtype) + 0.5
+
+    tensors = [sample(*t.shape) if t.is_floating_point() else torch.ones(t.shape, dtype=t.dtype) for t in act.tensors]
+    h, dt = sample(_ROWS, rank), sample(_ROWS, rank)
+    try:
+        with torch.random.fork_rng(devices=[]):  # a random σ shows itself here; it must not move the caller's generator
+            _check_sources(make_fx(act.forward)(h, *tensors))
+        graphs = [_graph(act.forward, h, *tensors), _graph(act.backward, h, *tensors, dt)]
+        _check_rows(act.forward, h, tensors)  # after the graphs have shown that nothing is drawn at random
+    except Untraceable:
+        raise
+    except Exception as error:
+        raise Untraceable(f"{type(error).__name__} while tracing: {str(error).splitlines()[0]}") from error
+    return ActivationProgram(graphs[0], graphs[1], act.names, act.parameters)
+
+
+def _tensor_names(act: nn.Module) -> list[str]:
+    return [*(name for name, _ in act.named_parameters()), *(name for name, _ in act.named_buffers())]
+
+
+def _check_rows(forward: Callable[..., Tensor], h: Tensor, tensors: list[Tensor]) -> None:
+    whole = forward(h, *tensors)
+    parts = torch.cat([forward(h[:2], *tensors), forward(h[2:], *tensors)])
+    boxed = forward(h.view(2, 3, -1), *tensors).view(_ROWS, -1)
+    for other in (parts, boxed):
+        if not torch.allclose(whole, other, rtol=1e-4, atol=1e-4, equal_nan=True):
+            raise Untraceable("mixes rows: a row's result depends on the other rows")
+
+
+def _graph(fn: Callable[..., Any], *args: Tensor) -> fx.GraphModule:
+    # Functionalized, because PyTorch's own derivatives fill fresh tensors in place; a change of an input stays visible.
+    graph_module = make_fx(torch.func.functionalize(fn, remove="mutations"), tracing_mode="symbolic")(*args)
+    _check_operators(graph_module)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module
+
+
+def _check_sources(graph_module: fx.GraphModule) -> None:
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            raise Untraceable("holds a tensor that is neither a parameter nor a buffer")
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise Untraceable(f"draws random numbers ({node.target})")
+
+
+def _check_operators(graph_module: fx.GraphModule) -> None:
+    _check_sources(graph_module)
+    for node in graph_module.graph.nodes:
+        if getattr(node.target, "_schema", None) is not None and node.target._schema.is_mutable:
+            raise Untraceable(f"changes a tensor in place ({node.target})")
+
+
+def eager(key: str, tensors: list[Tensor], h: Tensor) -> Tensor:
+    """σ of `key` in ordinary differentiable PyTorch operators, [.., r] -> [.., r], float32 or better inside."""
+    act: nn.Module = template(key)
+    wide = torch.promote_types(h.dtype, torch.float32)
+    names = _tensor_names(act)
+    state = {n: t.to(wide) if t.is_floating_point() else t for n, t in zip(names, tensors, strict=True)}
+    return functional_call(act, state, (h.to(wide),)).to(h.dtype)

@@ -1,0 +1,242 @@
+"""σ's backward graph as stages: one where the bottleneck is narrow, several with GEMMs between where it is wide.
+
+A wide bottleneck does not fit the registers of one program. Its graph is cut at every product along the channels: the
+products go to the vendor's GEMM, what lies between is pointwise and becomes one kernel each. Pointwise values that a
+later stage needs again are computed again there, from h; only the operands of products go through memory, in float32.
+
+    narrow   bottleneck_backward:  dt = dy U, t, dh, all gradients
+    CosNet   activation_backward_0:  cos(ω₁h+φ₁)  →  GEMM with M  →  _1: t, dφ₂, dω₂, …  →  GEMM  →  _2: dh, dω₁, dφ₁
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import fx
+
+from noble_fx.codegen.plan import Layer, Plan
+from noble_fx.codegen.sigma.in_kernel import activation, tensor_name
+from noble_fx.codegen.sigma.operators.pointwise import aten
+from noble_fx.codegen.sigma.typed import ROWS
+from noble_fx.errors import KernelError
+
+_PRODUCTS = (aten.mm.default, aten.addmm.default)
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A gradient that is summed over the rows: its name, shape, and its place in a row of `partials`."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Numbers in it."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """out = left · right (+ bias), tensors by name, each transposed first where the flag says so."""
+
+    out: str
+    left: str
+    right: str
+    left_transposed: bool = False
+    right_transposed: bool = False
+    bias: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kernel: a graph, the tensors behind its inputs, and what becomes of its outputs."""
+
+    name: str
+    graph: fx.Graph
+    inputs: tuple[str, ...]  # one a placeholder: "h", "dt", "v_…" are [rows, width], "act_…" σ's tensors
+    stores: tuple[tuple[int, str, int], ...]  # (output, tensor, width)
+    sums: tuple[tuple[int, Partial], ...]  # (output, gradient); dd is a sum of the output dh
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """The inputs [rows, width], but dt, which `bottleneck_backward` makes itself."""
+        return tuple(name for name in self.inputs if not name.startswith("act_"))
+
+
+@dataclass(frozen=True)
+class Backward:
+    """Everything that follows from dt and h: kernels and GEMMs in the order in which they run."""
+
+    steps: tuple[Stage | Gemm, ...]
+    partials: tuple[Partial, ...]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The kernels."""
+        return tuple(step for step in self.steps if isinstance(step, Stage))
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row of `partials` [programs, width]; 0 where nothing is summed."""
+        return sum(one.size for one in self.partials)
+
+    def buffers(self) -> dict[str, int]:
+        """Width of every float32 tensor [rows, width] that lives between the steps only."""
+        return {name: width for stage in self.stages for _, name, width in stage.stores if name not in ("t", "dh")}
+
+
+def backward_steps(plan: Plan) -> Backward:
+    """How this plan runs σ's backward; raises `KernelError` where the graph cannot be cut."""
+    return _backward_steps(plan.layer, plan.split_backward)
+
+
+@functools.lru_cache(maxsize=256)
+def _backward_steps(layer: Layer, split: bool) -> Backward:
+    program = activation(layer)
+    outputs = list(program.backward.graph.nodes)[-1].args[0]
+    gradients = [f"d_{tensor_name(name)}" for name in program.names[: program.parameters]]
+    if split:
+        return _Cut(layer, program.backward.graph, gradients).backward()
+    partials = _partials(layer, gradients, [tuple(node.meta["val"].shape) for node in outputs[2:]])
+    sums = [(1 if one.name == "d_down_bias" else gradients.index(one.name) + 2, one) for one in partials]
+    rank = layer.rank
+    inputs, stores = ("h", *map(tensor_name, program.names), "dt"), ((0, "t", rank), (1, "dh", rank))
+    stage = Stage("bottleneck_backward", program.backward.graph, inputs, stores, tuple(sums))
+    return Backward((stage,), partials)
+
+
+def _partials(layer: Layer, names: Iterable[str], shapes: Iterable[tuple[int, ...]]) -> tuple[Partial, ...]:
+    given = [("d_down_bias", (layer.rank,))] if layer.down_bias else []
+    found: list[Partial] = []
+    for name, shape in [*given, *zip(names, shapes, strict=True)]:
+        found.append(Partial(name, shape, found[-1].offset + found[-1].size if found else 0))
+    return tuple(found)
+
+
+class _Cut:
+    """Cuts one backward graph at its products along the channels."""
+
+    def __init__(self, layer: Layer, graph: fx.Graph, gradients: list[str]):
+        self.layer, self.gradients = layer, gradients
+        self.nodes = list(graph.nodes)
+        self.inputs = [node for node in self.nodes if node.op == "placeholder"]
+        self.outputs = list(self.nodes[-1].args[0])
+        self.tensors = dict(zip(self.inputs[1:-1], [tensor_name(n) for n in activation(layer).names], strict=True))
+        self.level: dict[fx.Node, int] = {}
+        for node in self.nodes[:-1]:
+            before = max((self.level[one] for one in node.all_input_nodes), default=0)
+            self.level[node] = before + self._is_product(node)
+        products = {name: self._sum(node) for name, node in zip(gradients, self.outputs[2:], strict=True)}
+        self.over_rows = {name: one for name, one in products.items() if one is not None}
+
+    def backward(self) -> Backward:
+        """Stages and GEMMs by level."""
+        summed = [name for name in self.gradients if name not in self.over_rows]
+        shapes = [self._shape(self.outputs[2 + self.gradients.index(name)]) for name in summed]
+        partials = _partials(self.layer, summed, shapes)
+        steps: list[Stage | Gemm] = []
+        for level in range(max(self.level.values()) + 1):
+            products = [n for n in self.nodes[:-1] if self._is_product(n) and self.level[n] == level + 1]
+            if stage := self._stage(level, products, partials):
+                steps.append(stage)
+            steps += [self._gemm(node) for node in products]
+        steps += [self._row_gemm(name, *operands) for name, operands in self.over_rows.items()]
+        return Backward(tuple(steps), partials)
+
+    def _shape(self, node: Any) -> tuple[int, ...]:
+        return tuple(node.meta["val"].shape)
+
+    def _is_product(self, node: fx.Node) -> bool:
+        """A product along the channels: [rows, c] · [c, c']."""
+        return node.target in _PRODUCTS and self._shape(node)[0] == ROWS
+
+    def _sum(self, node: Any) -> tuple[Any, Any, bool] | None:
+        """(left, right, transposed) where a gradient is one product over the rows, leftᵀ · right."""
+        turned = False
+        while node.target is aten.t.default:
+            node, turned = node.args[0], not turned
+        if node.target is not aten.mm.default or self._shape(node.args[0])[1] != ROWS:
+            return None
+        if node.args[0].target is not aten.t.default:
+            raise KernelError("a gradient over the rows has an operand that is no plain transpose")
+        return node.args[0].args[0], node.args[1], turned
+
+    def _tensor(self, node: Any) -> str:
+        """The name of the tensor [rows, c] that holds a value."""
+        if node is self.inputs[0]:
+            return "h"
+        return "dt" if node is self.inputs[-1] else f"v_{node.name}"
+
+    def _matrix(self, node: Any) -> tuple[str, bool]:
+        """The parameter that a product multiplies with, and whether it is transposed."""
+        turned = False
+        while node.target is aten.t.default:
+            node, turned = node.args[0], not turned
+        if node not in self.tensors:
+            raise KernelError(f"a bottleneck of {self.layer.rank} channels: a product with what is no parameter of σ")
+        return self.tensors[node], turned
+
+    def _gemm(self, node: fx.Node) -> Gemm:
+        left, right = node.args[-2:]
+        name, turned = self._matrix(right)
+        bias = self._matrix(node.args[0])[0] if node.target is aten.addmm.default else ""
+        return Gemm(f"v_{node.name}", self._tensor(left), name, right_transposed=turned, bias=bias)
+
+    def _row_gemm(self, name: str, left: Any, right: Any, turned: bool) -> Gemm:
+        first, second = (right, left) if turned else (left, right)
+        return Gemm(name, self._tensor(first), self._tensor(second), left_transposed=True)
+
+    def _stage(self, level: int, products: list[fx.Node], partials: tuple[Partial, ...]) -> Stage | None:
+        wanted: dict[fx.Node, str] = {}
+        operands: list[Any] = [node.args[-2] for node in products]
+        operands += [one for left, right, _ in self.over_rows.values() for one in (left, right)]
+        for node in operands:
+            if node.op == "placeholder" or self._is_product(node):
+                continue  # in memory already
+            if self.level[node] == level:
+                wanted[node] = self._tensor(node)
+        results = [*zip(self.outputs[:2], ("t", "dh"), strict=True)]
+        stores = [(node, name) for node, name in results if self.level[node] == level] + list(wanted.items())
+        sums = []
+        for one in partials:
+            at = 1 if one.name == "d_down_bias" else 2 + self.gradients.index(one.name)
+            if self.level[self.outputs[at]] == level:
+                sums.append((self.outputs[at], one))
+        if not stores and not sums:
+            return None
+        graph, inputs = self._extract([node for node, _ in [*stores, *sums]])
+        count = len(stores)
+        return Stage(
+            f"activation_backward_{level}",
+            graph,
+            tuple(inputs),
+            tuple((i, name, self._shape(node)[1]) for i, (node, name) in enumerate(stores)),
+            tuple((count + i, one) for i, (_, one) in enumerate(sums)),
+        )
+
+    def _extract(self, results: list[fx.Node]) -> tuple[fx.Graph, list[str]]:
+        """The graph of `results` alone: products come in as inputs, everything else is computed again."""
+        needed: set[fx.Node] = set()
+        queue = list(results)
+        while queue:
+            node = queue.pop()
+            if node not in needed:
+                needed.add(node)
+                queue += [] if self._is_product(node) else node.all_input_nodes
+        graph, copied, inputs = fx.Graph(), {}, []
+        given = [node for node in self.nodes if node in needed and (node.op == "placeholder" or self._is_product(node))]
+        for node in given:
+            inputs.append(self.tensors.get(node) or self._tensor(node))
+            copied[node] = graph.placeholder(inputs[-1])
+            copied[node].meta = dict(node.meta)
+        for node in self.nodes[:-1]:
+            if node in needed and node not in copied:
+                copied[node] = graph.node_copy(node, copied.__getitem__)
+        graph.output(tuple(copied[node] for node in results))
+        return graph, inputs

@@ -1,0 +1,1 @@
+"""What was generated, to read and to judge; no GPU needed."""

@@ -1,0 +1,156 @@
+"""The generated kernels of one layer, to read and to judge: their text, and what the compiler makes of it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from noble_fx.branches.noble import NobleBranch
+from noble_fx.codegen.generate import generate
+from noble_fx.codegen.kernel import Kernel
+from noble_fx.codegen.plan import DTYPES, SHARED_BYTES, Layer, Plan, make_plan
+from noble_fx.codegen.report.resources import Resources, backend_of, compile_kernels
+from noble_fx.config import NobleConfig, NoblePreset
+from noble_fx.errors import ConfigError, KernelError, nearest
+from noble_fx.files import staged
+
+
+@dataclass(frozen=True)
+class KernelSet:
+    """Every kernel of one layer; `str()` is a table, `sources` their text."""
+
+    plan: Plan
+    kernels: dict[str, Kernel]
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The text of each kernel's file, by the kernel's name."""
+        return {name: kernel.source for name, kernel in self.kernels.items()}
+
+    def compile(self, target: str = "sm_90") -> dict[str, Resources]:
+        """What the compiler makes of each kernel for "sm_80", "sm_90" or "gfx942"; no GPU needed.
+
+        `sources` is what sm_90 gets; for another target the tiles are chosen anew. Raises `KernelError`.
+        """
+        plan = _plan(self.plan.layer, target)
+        return compile_kernels(plan, [one for name, one in generate(plan).items() if name in self.kernels], target)
+
+    def only(self, name: str) -> KernelSet:
+        """The set with this one kernel; raises `ConfigError` that names the others."""
+        if name not in self.kernels:
+            known = ", ".join(self.kernels)
+            raise ConfigError(f"no kernel {name!r}{nearest(name, self.kernels)}; this layer has {known}")
+        return KernelSet(self.plan, {name: self.kernels[name]})
+
+    def write(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Write every kernel to `folder` as `NAME.py`; raises `KernelError` where the folder exists or cannot be."""
+        target = Path(folder)
+        with staged(target, KernelError, overwrite) as work:
+            made = work / target.name
+            made.mkdir()
+            for name, source in self.sources.items():
+                (made / f"{name}.py").write_text(source, encoding="utf-8")
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=110, color_system=None, legacy_windows=False).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def __rich__(self) -> Table:
+        layer = self.plan.layer
+        shape = f"{layer.in_features} → {', '.join(map(str, layer.out_features))}"
+        table = _table(
+            f"{layer.act.rpartition('-')[0]}, {shape}, rank {layer.rank}, {DTYPES[layer.dtype]}",
+            ("lines", "rows", "warps", "stages", "FLOPs/row", "bytes/row", "bytes once"),
+        )
+        for kernel in self.kernels.values():
+            lines = len(kernel.source.splitlines())
+            moved = map(_short, (kernel.flops_per_row, kernel.bytes_per_row, kernel.bytes_once))
+            table.add_row(kernel.name, *map(str, (lines, kernel.row_tile, kernel.warps, kernel.stages)), *moved)
+        return table
+
+
+def kernels(
+    act: Any = "cosnet",
+    *,
+    in_features: int,
+    out_features: int | tuple[int, ...],
+    rank: int = 64,
+    dtype: torch.dtype = torch.bfloat16,
+    bias: bool = True,
+    preset: str | NoblePreset = "paper",
+    act_dtype: torch.dtype | None = None,
+) -> KernelSet:
+    """The kernels that run x [.., in_features] -> [.., out_features] with its branch on a GPU, forward and backward.
+
+    Several `out_features` are several layers that read the same x; `act_dtype` is how σ's parameters are stored
+    (default: as the rest; float32 under autocast). Raises `ConfigError` for an activation or a size that cannot be, and
+    `KernelError` with the reason where there is no kernel.
+    """
+    outputs = out_features if isinstance(out_features, tuple) else (out_features,)
+    for name, size in (("in_features", in_features), *(("out_features", size) for size in outputs), ("rank", rank)):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ConfigError(f"{name}={size!r} must be an integer ≥ 1")
+    for name, given in (("dtype", dtype), ("act_dtype", act_dtype)):
+        if given is not None and not isinstance(given, torch.dtype):
+            raise ConfigError(f"{name}={given!r} is no torch.dtype; use torch.bfloat16, torch.float16 or torch.float32")
+    branch = NobleBranch.on_meta(in_features, outputs[0], rank, NobleConfig(rank=rank, act=act, preset=preset))
+    layer = Layer(
+        in_features=in_features,
+        out_features=outputs,
+        rank=rank,
+        act=branch.key,
+        dtype=dtype,
+        act_dtype=act_dtype or dtype,
+        bias=bias,
+        down_bias=branch.down_bias is not None,
+    )
+    plan = _plan(layer, "sm_90")
+    return KernelSet(plan, generate(plan))
+
+
+def _plan(layer: Layer, target: str) -> Plan:
+    return make_plan(layer, backend_of(target), shared=SHARED_BYTES[target])
+
+
+def resource_table(found: dict[str, Resources], target: str) -> Table:
+    """What the compiler made of each kernel, as a table."""
+    table = _table(target, ("registers", "local B", "shared B", "instructions", "tensor ops", "cosines"))
+    for name, one in found.items():
+        matrix = sum(one.count(prefix) for prefix in ("HGMMA", "HMMA", "v_mfma"))
+        cosines = sum(one.count(prefix) for prefix in ("MUFU.COS", "v_cos"))
+        cells = (one.registers, one.local_bytes, one.shared_bytes, one.instructions, matrix, cosines)
+        table.add_row(name, *(f"{cell:,}" for cell in cells))
+    return table
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("kernel", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _short(count: float) -> str:
+    """34078720 → 34.1M."""
+    for unit in ("", "k", "M", "G"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.4g}T"
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of "bf16", "fp16", "fp32" or torch's own name; raises `ConfigError`."""
+    known = {short: dtype for dtype, short in DTYPES.items()}
+    known |= {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+    if name not in known:
+        raise ConfigError(f"dtype {name!r} has no kernels{nearest(name, known)}; use one of {', '.join(known)}")
+    return known[name]

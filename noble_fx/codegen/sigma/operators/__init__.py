@@ -1,0 +1,1 @@
+"""The lowering table, one row an aten operator."""

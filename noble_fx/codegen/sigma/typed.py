@@ -1,0 +1,52 @@
+"""σ's graphs for the kernels: typed, and taken apart into the operators of the lowering table."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._functorch.compile_utils import fx_graph_cse
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from noble_fx.branches.trace import ActivationProgram, _functions, activation_program
+
+ROWS = 10_007  # stands for the rows in the shapes of a typed program; a prime that no bottleneck has as its width
+
+
+@functools.cache
+def typed_program(key: str, rank: int) -> ActivationProgram:
+    """The same graphs for the kernels: float32, every node's shape in `meta["val"]` (`ROWS` for the rows), and derived
+    operators (GELU, SiLU, norms and their derivatives) taken apart into those of the lowering table."""
+    activation_program(key, rank, torch.float32)  # refuses what is not faithful
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_trace_typed, key, rank).result()
+
+
+def _trace_typed(key: str, rank: int) -> ActivationProgram:
+    act = _functions(key)
+    tensors = [torch.empty(t.shape, dtype=torch.float32 if t.is_floating_point() else t.dtype) for t in act.tensors]
+    h, dt = torch.empty(ROWS, rank), torch.empty(ROWS, rank)
+
+    def graph(fn: Callable[..., Any], *args: Tensor) -> fx.GraphModule:
+        pure = torch.func.functionalize(fn, remove="mutations")
+        made = make_fx(pure, decomposition_table=_decompositions(), tracing_mode="fake")(*args)
+        made.graph.eliminate_dead_code()
+        made.graph = fx_graph_cse(made.graph)  # forward, traced again inside backward
+        return made
+
+    forward, backward = graph(act.forward, h, *tensors), graph(act.backward, h, *tensors, dt)
+    return ActivationProgram(forward, backward, act.names, act.parameters)
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    names = """gelu gelu_backward silu silu_backward tanh_backward sigmoid_backward leaky_relu leaky_relu_backward
+        threshold_backward softplus softplus_backward elu elu_backward hardtanh_backward hardswish hardswish_backward
+        hardsigmoid hardsigmoid_backward mish mish_backward log_sigmoid_forward log_sigmoid_backward celu selu
+        softshrink hardshrink softshrink_backward _softmax _softmax_backward_data addcmul addcdiv lerp slice_backward
+        logit relu6 prelu _prelu_kernel _prelu_kernel_backward""".split()  # noqa: SIM905
+    found = [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
+    return torch._decomp.get_decompositions(found)

@@ -1,0 +1,1 @@
+"""Which layer classes may carry a branch, and the classes that do."""

@@ -1,0 +1,1 @@
+"""Every way to write a linear map becomes linear(x, w, b)."""

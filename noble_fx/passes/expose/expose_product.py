@@ -1,0 +1,26 @@
+"""Bring the ways to write a linear map with a weight into the one form that the passes after it know."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from noble_fx.passes.history import Skip
+from noble_fx.passes.rule import Answer, Build, Target, rule
+from noble_fx.sites.products import LINEAR_PRODUCTS
+
+
+@rule(*(product for product in LINEAR_PRODUCTS if product is not F.linear))
+def expose_product(build: Build, node: fx.Node, target: Target) -> Answer:
+    """aten.linear(x, w, b), addmm(b, x, wᵀ), mm(x, wᵀ), matmul(x, wᵀ)  ->  linear(x, w, b)"""
+    found = target.product(node)
+    if isinstance(found, Skip):
+        return found
+    product, _ = found
+    if product.expert is not None:
+        return Skip("stacked experts, not one linear map")
+    weight = node.args[2 if node.target is torch.ops.aten.addmm.default else 1]
+    if product.inner == (0,):
+        weight = build.call(torch.t, weight)
+    return build.call(F.linear, product.x, weight, product.bias)

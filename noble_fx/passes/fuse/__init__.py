@@ -1,0 +1,1 @@
+"""A linear map and its branch become one operator, and sites of one input one call."""

@@ -1,0 +1,1 @@
+"""Rewrites for inference and for exports."""

@@ -1,0 +1,40 @@
+"""Make the base product and the branch's last one a single product, for inference.
+
+    x Wᵀ + b + t Uᵀ  =  [x t] [W U]ᵀ + b        t = σ(x Dᵀ + d)
+
+y is then written once, as in the kernel `linear_up_forward`, and x is copied once to stand beside t. Its rows become r
+longer, which is why this can cost less than the plain layer: rows of a multiple of 4 KiB (1024 float32) fall on the
+same few sets of a CPU's first cache, and a product without packing reads a dozen of them at a time. For the same reason
+a site whose rows would get such a length stays as it is. `docs/architecture.md` has the measurements.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from noble_fx.passes.history import Skip
+from noble_fx.passes.inference.join_down import STORED_TWICE
+from noble_fx.passes.rule import Answer, Build, Target, rule
+from noble_fx.schema import JOINED_UP, LINEAR
+
+_SAME_SETS = 4096  # bytes: 64 sets of 64-byte lines
+
+
+@rule(LINEAR)
+def join_up(build: Build, node: fx.Node, target: Target) -> Answer:
+    """linear(x, W, b, D, d, U, σ)  ->  joined_up(x, [W U], b, D, d, σ), where W and U are read here alone"""
+    x, weight, bias, down, down_bias, up, act, key = node.args
+    found = target.constants(weight, up)
+    if isinstance(found, Skip):
+        return found
+    if not target.sole_reader(weight, node) or not target.sole_reader(up, node):
+        return Skip(STORED_TWICE)
+    w, u = found
+    if w.dtype != u.dtype:
+        return Skip(f"W is {w.dtype} and U {u.dtype}")
+    width = w.shape[1] + u.shape[1]
+    if width * w.element_size() % _SAME_SETS == 0:
+        return Skip(f"rows of {width} numbers, a multiple of 4 KiB, fall on the same sets of the cache")
+    joined = build.constant("joined_weight", torch.cat([w, u], dim=1), beside=weight)
+    return build.call(JOINED_UP, x, joined, bias, down, down_bias, act, key)

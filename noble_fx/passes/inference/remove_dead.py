@@ -1,0 +1,26 @@
+"""The last pass before an export: nothing is left that the result does not need."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from noble_fx.passes.history import Skip
+from noble_fx.passes.rule import Answer, Build, Target, rule
+
+
+@rule("output")
+def remove_dead(build: Build, node: fx.Node, target: Target) -> Answer:
+    """graph  ->  the nodes that its output needs, over the parameters that those read"""
+    graph_module = target.graph_module
+    changed = graph_module.graph.eliminate_dead_code()
+    read = set()  # by module object: one that has two paths is read under either
+    for inner in (module for module in graph_module.modules() if isinstance(module, fx.GraphModule)):
+        for path in (str(one.target) for one in inner.graph.nodes if one.op == "get_attr"):
+            owner, _, name = path.rpartition(".")
+            read.add((id(inner.get_submodule(owner)), name))
+    for module in graph_module.modules():
+        for table in (module._parameters, module._buffers):
+            for name in [name for name in table if (id(module), name) not in read]:
+                del table[name]
+                changed = True
+    return node if changed else Skip("nothing is dead")

@@ -1,0 +1,1 @@
+"""A branch is put beside a linear map, or taken away."""

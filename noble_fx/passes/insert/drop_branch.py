@@ -1,0 +1,43 @@
+"""The way back: a site without its branch, as it was in the base model."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, cast
+
+from torch import fx
+from torch.nn import functional as F
+
+from noble_fx.passes.history import Skip
+from noble_fx.passes.rule import Answer, Build, Target, rule
+from noble_fx.schema import LINEAR, LINEAR_GROUP
+
+
+@rule(LINEAR, LINEAR_GROUP, operator.add)
+def drop_branch(build: Build, node: fx.Node, target: Target) -> Answer:
+    """noble_fx::linear(x, w, b, …)  ->  linear(x, w, b), each of a linear_group, and linear(x, w, b) + noble(x)"""
+    if node.target is LINEAR:
+        x, weight, bias, *_ = cast("tuple[Any, ...]", node.args)
+        return build.call(F.linear, x, weight, _without_up_bias(bias))
+    if node.target is LINEAR_GROUP:
+        x, weights, biases, *_ = cast("tuple[Any, ...]", node.args)
+        plain = list(zip(weights, map(_without_up_bias, biases or [None] * len(weights)), strict=True))
+        return {user: build.call(F.linear, x, *plain[user.args[1]]) for user in list(node.users)}  # type: ignore[index]
+    linear, call = node.args
+    if target.branch(call) is None or not isinstance(linear, fx.Node):
+        return Skip("not a branch")
+    return linear
+
+
+def _without_up_bias(bias: Any) -> Any:
+    """The layer's own bias, where a folded branch has added its one."""
+    if _is_up_bias(bias):
+        return None
+    added = isinstance(bias, fx.Node) and bias.target is operator.add and _is_up_bias(bias.args[1])
+    return bias.args[0] if added else bias
+
+
+def _is_up_bias(node: Any) -> bool:
+    if isinstance(node, fx.Node) and node.target is operator.getitem:  # those of some rows
+        node = node.args[0]
+    return isinstance(node, fx.Node) and node.op == "get_attr" and str(node.target).endswith(".up_bias")

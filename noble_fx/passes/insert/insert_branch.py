@@ -1,0 +1,29 @@
+"""Add the branch beside a chosen linear map."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx
+from torch.nn import functional as F
+
+from noble_fx.passes.history import Skip
+from noble_fx.passes.rule import Answer, Build, Target, rule
+
+
+@rule(F.linear)
+def insert_branch(build: Build, node: fx.Node, target: Target) -> Answer:
+    """linear(x, w, b)  ->  linear(x, w, b) + noble(x), and for rows i:j of w those rows of noble"""
+    found = target.product(node)
+    if isinstance(found, Skip):
+        return found
+    product, path = found
+    if any(target.branch(other) for user in node.users for other in user.args):
+        return Skip("has its branch already")
+    if product.view.fixed:
+        path = f"{path}.{next(iter(product.view.fixed.values()))}"  # the expert whose matrix this is
+    axis, start, stop = product.view.axes[0]
+    whole = (start, stop) == (0, target.shape_of(product.view.parameter)[axis])  # type: ignore[index]
+    again = build.call(F.linear, product.x, node.args[1], product.bias)
+    rows = () if whole else (slice(start, stop),)
+    return build.call(operator.add, again, build.module(path, product.x, *rows))

@@ -1,0 +1,1 @@
+"""Where the linear maps of a model are, and which of them are chosen."""

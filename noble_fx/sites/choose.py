@@ -1,0 +1,132 @@
+"""Which of a model's linear maps get a branch: `select`, `exclude` and the ranks."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+from torch import nn
+
+from noble_fx.config import GROUPS, NobleConfig
+from noble_fx.errors import ConfigError, nearest
+from noble_fx.sites.find import LinearMap
+from noble_fx.sites.ranks import assign_ranks
+from noble_fx.sites.site import Site
+
+
+def choose(model: nn.Module, maps: list[LinearMap], config: NobleConfig, strict: bool = True) -> tuple[Site, ...]:
+    """One `Site` per map with selection, rank and reason; raises `ConfigError` where the user must decide otherwise.
+
+    Without `strict` an unsuitable layer, a rank too large or an empty choice is a reason in the answer, not an error.
+    """
+    _check_pattern(maps, config)
+    wanted, excluded = _wanted(maps, config), _excluded(maps, config)
+    sites = [_decide(*entry, config, strict) for entry in zip(maps, wanted, excluded, strict=True)]
+    sites = assign_ranks(model, sites, config, refuse=strict and not is_group(config.select))
+    if strict and not any(site.selected for site in sites):
+        raise ConfigError(_nothing_selected(sites, config))
+    return tuple(sites)
+
+
+def is_group(select: object) -> bool:
+    """True for "auto", "all", "attention" and "ffn", which pass over what does not suit instead of refusing."""
+    return isinstance(select, str) and select in GROUPS
+
+
+def _decide(found: LinearMap, wanted: str, excluded: str, config: NobleConfig, strict: bool) -> Site:
+    site, group = found.site, is_group(config.select)
+    named = not isinstance(config.select, str) and not callable(config.select)
+    if found.obstacle:
+        if named and wanted and strict:
+            raise ConfigError(f"select names {site.fqn!r}, which cannot carry a branch: {found.obstacle}")
+        return replace(site, reason=found.obstacle)
+    if excluded:
+        return replace(site, reason=excluded)
+    if found.against and (group or not wanted):
+        return replace(site, reason=found.against)
+    if not wanted:
+        outside = "outside the repeated blocks" if config.select == "auto" else "not matched by select"
+        return replace(site, reason=outside)
+    if found.unsuitable and not strict:
+        return replace(site, reason=found.unsuitable)
+    if found.unsuitable:
+        raise ConfigError(
+            f"the weight of {site.fqn!r} is {found.unsuitable}; a branch is trained together with its layer: transform "
+            f"the model before quantizing it, or leave the layer out with exclude={re.escape(site.fqn)!r}"
+        )
+    return replace(site, selected=True, reason=wanted)
+
+
+def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:
+    if not sites:
+        return "the model has no linear layer, so there is nothing to add a branch to"
+    if isinstance(config.select, str) and not is_group(config.select):
+        known = [site.fqn for site in sites]
+        if not any(re.search(config.select, name) for name in known):
+            return (
+                f"select={config.select!r} matches no linear layer{nearest(config.select, known)}; see noble_fx.sites"
+            )
+    reasons = Counter(site.reason for site in sites).most_common(4)
+    listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
+    return f"select={config.select!r} leaves no layer to augment: {listed}. Widen select, or lower the rank"
+
+
+def _wanted(maps: list[LinearMap], config: NobleConfig) -> list[str]:
+    """Per map: why `select` takes it, or "" where it does not; a list entry that is no map is an error."""
+    select = config.select
+    if isinstance(select, str) and is_group(select):
+        has_blocks = any(found.in_block for found in maps)
+        return [_group_reason(select, found, has_blocks) for found in maps]
+    if isinstance(select, str):
+        return [
+            f"matches select={select!r}" if any(re.search(select, n) for n in _names(found)) else "" for found in maps
+        ]
+    if callable(select):
+        return ["chosen by select(site)" if select(found.site) else "" for found in maps]
+    return _by_name(maps, list(select), "select")
+
+
+def _group_reason(group: str, found: LinearMap, has_blocks: bool) -> str:
+    if group == "auto":
+        return ("in a repeated block" if found.in_block else "") if has_blocks else "no repeated blocks: all"
+    if group == "all":
+        return "select='all'"
+    return f"role {found.site.role}" if found.site.role.startswith(group) else ""
+
+
+def _names(found: LinearMap) -> tuple[str, ...]:
+    return (found.site.fqn, *found.site.aliases)
+
+
+def _by_name(maps: list[LinearMap], wanted: list[str], setting: str) -> list[str]:
+    known = {name for found in maps for name in _names(found)}
+    for name in wanted:
+        if name not in known:
+            raise ConfigError(
+                f"{setting} names {name!r}, which is no linear layer of this model{nearest(name, sorted(known))}; "
+                "noble_fx.sites(model) lists them all, and a plain string is taken as a regex"
+            )
+    return [f"named in {setting}" if set(_names(found)) & set(wanted) else "" for found in maps]
+
+
+def _excluded(maps: list[LinearMap], config: NobleConfig) -> list[str]:
+    exclude = config.exclude
+    if exclude is None:
+        return [""] * len(maps)
+    if not isinstance(exclude, str):
+        return _by_name(maps, list(exclude), "exclude")
+    hits = [f"matches exclude={exclude!r}" if any(re.search(exclude, n) for n in _names(f)) else "" for f in maps]
+    if not any(hits):
+        known = [found.site.fqn for found in maps]
+        raise ConfigError(
+            f"exclude={exclude!r} matches no linear layer{nearest(exclude, known)}; drop it or correct it"
+        )
+    return hits
+
+
+def _check_pattern(maps: list[LinearMap], config: NobleConfig) -> None:
+    for pattern in config.rank_pattern or {}:
+        if not any(re.search(pattern, name) for found in maps for name in _names(found)):
+            known = [found.site.fqn for found in maps]
+            raise ConfigError(f"rank_pattern {pattern!r} matches no linear layer{nearest(pattern, known)}")

@@ -1,0 +1,360 @@
+"""The launcher and its kernels against the eager maths in float64: on a CPU under Triton's interpreter, by every way.
+
+The same code launches on a GPU; `tests/gpu` runs it there.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from noble_fx import NobleLinear, schema
+from noble_fx.ops import cuda
+from noble_fx.runtime import autotune
+from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
+from tests.fused_layer import TOLERANCE, check, check_group, exact_of, given, layer_of, near, strided, take
+from tests.models import Gamma
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: tests/gpu runs there")
+
+WAYS = [(KERNEL, KERNEL), (VENDOR, VENDOR)]  # each place with an "or" both ways
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(tmp_path, monkeypatch) -> Iterator[list[str]]:
+    """CPU tensors take the CUDA side's code; yields the kernels that were launched."""
+    launched: list[str] = []
+
+    def noted(plan, kernel, rows, tensors, **numbers):
+        if rows:
+            launched.append(kernel.name)
+        return launch(plan, kernel, rows, tensors, **numbers)
+
+    from noble_fx.runtime import layer_kernels
+
+    launch = layer_kernels.launch
+    monkeypatch.setattr(layer_kernels, "launch", noted)
+    monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path))
+    monkeypatch.setenv("NOBLE_FX_TUNE", "0")
+    monkeypatch.setattr(cuda, "gpu_of", lambda device: cuda.Gpu("interpreter", 1 << 16))
+    autotune.forget()
+    with torch.library._scoped_library("noble_fx", "IMPL") as library:
+        cuda.register(library, "CPU")
+        yield launched
+    autotune.forget()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_every_way_and_dtype(monkeypatch, way, dtype):
+    take(monkeypatch, way)
+    layer = layer_of().to(dtype)
+    check(layer, torch.randn(50, 40).to(dtype))
+
+
+@pytest.mark.parametrize("act", ["cosnet_double", "identity", "swiglu", "gelu_net", "leaky_relu_scale", "flip_silu"])
+@pytest.mark.parametrize("preset", ["paper", "reference"])
+def test_activations_and_presets(act, preset):
+    check(layer_of(act, preset=preset, bias=preset == "paper"), torch.randn(37, 40))
+
+
+@pytest.mark.parametrize("rank", [1, 2, 16, 17, 100])
+def test_ranks(rank):
+    check(layer_of(in_features=128, out_features=112, rank=rank), torch.randn(33, 128))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wide_bottleneck_is_split(monkeypatch, way, dtype, on_cpu):
+    take(monkeypatch, way)
+    layer = layer_of(in_features=160, out_features=176, rank=150).to(dtype)
+    check(layer, torch.randn(40, 160).to(dtype))
+    assert "activation_backward_0" in on_cpu
+    assert "bottleneck_backward" not in on_cpu
+
+
+INPUTS = {
+    "batched": lambda: torch.randn(2, 3, 5, 40),
+    "one vector": lambda: torch.randn(40),
+    "transposed": lambda: strided(37, 40),
+    "batched and transposed": lambda: strided(2, 9, 40),
+    "part of a wider tensor": lambda: torch.randn(37, 100)[:, 20:60],
+    "at an odd address": lambda: torch.randn(37 * 40 + 1)[1:].view(37, 40),
+    "every other row": lambda: torch.randn(74, 40)[::2],
+    "one row for all": lambda: torch.randn(1, 40).expand(37, 40),
+    "more than a sweep of row tiles": lambda: torch.randn(600, 40),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", list(INPUTS))
+def test_inputs_of_any_layout(monkeypatch, name, way):
+    take(monkeypatch, way)
+    check(layer_of(), INPUTS[name]())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("gradient", ["expanded", "transposed", "one column expanded"])
+def test_output_gradients_of_any_layout(monkeypatch, gradient, way):
+    take(monkeypatch, way)
+    dy = {
+        "expanded": torch.ones(()).expand(37, 72),
+        "transposed": strided(37, 72),
+        "one column expanded": torch.randn(37, 1).expand(37, 72),
+    }[gradient]
+    check(layer_of(), torch.randn(37, 40), dy)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_weight_stored_the_other_way_round(monkeypatch, way):
+    take(monkeypatch, way)
+    layer = layer_of()
+    arguments = given(layer, torch.randn(37, 40))
+    arguments[1] = layer.weight.detach().t().contiguous().t().requires_grad_()
+    torch.testing.assert_close(schema.LINEAR(*arguments), layer(arguments[0]), rtol=1e-5, atol=1e-5)
+    dy = torch.randn(37, 72)
+    (found,) = torch.autograd.grad(schema.LINEAR(*arguments), arguments[1], dy)
+    (wanted,) = torch.autograd.grad(layer(arguments[0]), layer.weight, dy)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", [(0, 40), (3, 0, 40)])
+def test_no_rows_no_launch_and_gradients_of_zero(monkeypatch, shape, way, on_cpu):
+    take(monkeypatch, way)
+    for layer in (layer_of(), layer_of(in_features=40, out_features=160, rank=150)):
+        x = torch.randn(shape, requires_grad=True)
+        y = layer(x)
+        assert y.shape == (*shape[:-1], layer.out_features)
+        y.sum().backward()
+        assert x.grad.shape == shape
+        assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in layer.parameters())
+    assert on_cpu == []
+
+
+@pytest.mark.parametrize(
+    ("frozen", "absent"),
+    [
+        (".", {"bottleneck_backward", "reduce_partials", "linear_backward_input"}),
+        ("noble.", {"bottleneck_backward", "reduce_partials"}),
+        ("noble.act|noble.down_bias", {"reduce_partials"}),
+    ],
+)
+def test_nothing_is_computed_that_nobody_needs(frozen, absent, on_cpu):
+    import re
+
+    layer = layer_of()
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(not re.match(frozen, name) or name == "bias")
+    layer(torch.randn(37, 40)).sum().backward()
+    assert not absent & set(on_cpu)
+    assert layer.bias.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("way", "forward", "backward"), [((KERNEL, KERNEL), 2, 6), ((KERNEL, VENDOR), 2, 7), ((VENDOR, VENDOR), 3, 8)]
+)
+def test_launches(monkeypatch, way, forward, backward, on_cpu):
+    """Backward: the bottleneck, its sums, dx, dW, db, dU, dD. A plain linear has one launch forward, three backward."""
+    take(monkeypatch, way)
+    layer, x = layer_of().bfloat16(), torch.randn(37, 40).bfloat16().requires_grad_()
+    vendors = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::sum"}
+
+    def launches(call):
+        on_cpu.clear()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            result = call()
+        return len(on_cpu) + sum(event.name in vendors for event in profiler.events()), result
+
+    count, y = launches(lambda: layer(x))
+    assert count == forward
+    assert launches(lambda: y.backward(torch.randn(37, 72).bfloat16()))[0] == backward
+
+
+@pytest.mark.parametrize(
+    "kept", ["weight", "bias", "noble.down", "noble.down_bias", "noble.up", "noble.act.mixer.weight"]
+)
+def test_one_gradient_alone_is_that_of_all(kept):
+    layer, x = layer_of(), torch.randn(37, 40)
+    dy = torch.randn(37, 72)
+    parameters = dict(layer.named_parameters())
+    every = torch.autograd.grad(layer(x), list(parameters.values()), dy)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name == kept)
+    (alone,) = torch.autograd.grad(layer(x), parameters[kept], dy)
+    torch.testing.assert_close(alone, every[list(parameters).index(kept)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_leaves_sigma_in_float32(dtype, on_cpu):
+    layer, x = layer_of(), torch.randn(37, 40)
+    with torch.autocast("cpu", dtype=dtype):
+        y = layer(x)
+        dy = torch.randn(37, 72).to(dtype)
+        y.backward(dy)
+    assert "bottleneck_backward" in on_cpu
+    low = layer_of().to(dtype)
+    low.noble.act.load_state_dict(layer.noble.act.state_dict())
+    exact = exact_of(low)
+    exact.noble.act.load_state_dict(layer.noble.act.state_dict())
+    truth = exact(x.to(dtype).double())
+    truth.backward(dy.double())
+    near("y", y, truth)
+    for (name, found), wanted in zip(layer.named_parameters(), exact.parameters(), strict=True):
+        assert found.grad.dtype == torch.float32
+        near(name, found.grad.to(dtype), wanted.grad)
+
+
+class Scaled(torch.nn.Module):
+    """With a buffer and a flag that is no floating-point number."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(rank))
+        self.register_buffer("shift", torch.linspace(-1, 1, rank))
+        self.register_buffer("on", torch.arange(rank) % 3 > 0)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.where(self.on, torch.tanh(h * self.scale + self.shift), h)
+
+
+def test_buffers_of_an_activation_of_ones_own(on_cpu):
+    check(layer_of(Scaled), torch.randn(37, 40))
+    assert "reduce_partials" in on_cpu
+
+
+def test_deterministic():
+    layer, x = layer_of().bfloat16(), torch.randn(90, 40).bfloat16()
+    runs = [torch.autograd.grad(layer(x).float().square().sum(), list(layer.parameters())) for _ in range(2)]
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_values_stay_in_their_row(bad):
+    layer, x = layer_of("gelu"), torch.randn(37, 40)
+    x[1, 2] = bad
+    y = layer(x)
+    assert torch.isfinite(y).all(dim=1).tolist() == [row != 1 for row in range(37)]
+
+
+def test_double_backward_and_no_grad(on_cpu):
+    layer, x = layer_of(), torch.randn(5, 40, requires_grad=True)
+    (dx,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    dx.square().sum().backward()
+    assert all(p.grad is not None for p in layer.noble.parameters())
+    on_cpu.clear()
+    with torch.no_grad():
+        layer(x)
+    assert on_cpu == ["bottleneck_forward"]  # the vendor's GEMM is the default for the product in full float32
+
+
+def test_opcheck():
+    layer = layer_of(in_features=24, out_features=20, rank=4)
+    arguments = given(layer, torch.randn(2, 3, 24, requires_grad=True))
+    torch.library.opcheck(schema.LINEAR, arguments, test_utils=["test_schema", "test_faketensor"])
+
+
+# --- several layers that read one x ----------------------------------------------------------------------------------
+
+
+def group_of(*outputs: int, **settings: object) -> list[NobleLinear]:
+    layers = [layer_of(out_features=columns, **settings) for columns in outputs]
+    for index, layer in enumerate(layers):  # numbers of its own for each
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(0.1 * index)
+    return layers
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_group_is_one_launch_for_all(monkeypatch, way, dtype, on_cpu):
+    take(monkeypatch, way)
+    layers = [layer.to(dtype) for layer in group_of(72, 40, 40)]
+    check_group(layers, torch.randn(2, 25, 40).to(dtype), [0, 1, 2])
+    assert len(on_cpu) == len(set(on_cpu))
+    assert "bottleneck_forward" in on_cpu
+
+
+@pytest.mark.parametrize("act", ["swiglu", "identity", "gelu_net"])
+@pytest.mark.parametrize("preset", ["paper", "reference"])
+def test_groups_of_other_activations_without_biases(act, preset):
+    check_group(group_of(48, 80, act=act, preset=preset, bias=False), torch.randn(37, 40), [0, 1])
+
+
+def test_a_group_whose_second_result_is_not_used():
+    check_group(group_of(48, 80, 40), torch.randn(37, 40), [0, 2])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_wide_group_is_split(monkeypatch, way):
+    take(monkeypatch, way)
+    check_group(group_of(160, 144, in_features=150, rank=140), torch.randn(37, 150), [0, 1])
+
+
+def test_a_group_without_rows():
+    check_group(group_of(48, 80), torch.randn(0, 40), [0, 1])
+
+
+def test_a_group_that_the_gpu_refuses_runs_layer_by_layer(monkeypatch, on_cpu):
+    from noble_fx.errors import KernelError
+    from noble_fx.runtime import layer_kernels
+
+    launch = layer_kernels.launch
+
+    def narrow(plan, *args, **numbers):
+        if plan.layer.sites > 1:
+            raise KernelError("out of shared memory")
+        launch(plan, *args, **numbers)
+
+    monkeypatch.setattr(layer_kernels, "launch", narrow)
+    monkeypatch.setattr(cuda, "_refused", set())
+    check_group(group_of(48, 80), torch.randn(37, 40), [0, 1])
+    assert on_cpu.count("bottleneck_forward") == 2
+
+
+# --- where there is no kernel ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "why"),
+    [
+        (lambda: layer_of().double(), "float64"),
+        (lambda: layer_of(in_features=300, out_features=300, rank=257), "rank 257 is over"),
+        (lambda: layer_of(Gamma), "lgamma"),
+    ],
+    ids=["float64", "rank", "operator"],
+)
+def test_what_has_no_kernel_runs_as_before_and_says_why(layer, why, on_cpu):
+    layer = layer()
+    noble = layer.noble
+    x = torch.randn(9, layer.in_features, dtype=layer.weight.dtype)
+    truth = exact_of(layer)(x.double())
+    torch.testing.assert_close(layer(x).double(), truth, rtol=1e-4, atol=1e-4)
+    layer(x).sum().backward()
+    assert on_cpu == []
+    assert why in cuda.why_no_kernel(noble.key, noble.rank, layer.weight.dtype)
+    assert cuda.why_no_kernel(layer_of().noble.key, 12, torch.bfloat16) == ""
+
+
+def test_a_kernel_that_the_gpu_refuses_is_tried_once(monkeypatch, caplog):
+    from noble_fx.errors import KernelError
+    from noble_fx.runtime import layer_kernels
+
+    tried = []
+
+    def refuse(plan, kernel, *args, **numbers):
+        tried.append(kernel.name)
+        raise KernelError("out of shared memory")
+
+    monkeypatch.setattr(layer_kernels, "launch", refuse)
+    monkeypatch.setattr(cuda, "_refused", set())
+    layer, x = layer_of(), torch.randn(9, 40)
+    expected = exact_of(layer)(x.double())
+    for _ in range(3):
+        torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-4)
+    assert tried == ["bottleneck_forward"]
+    assert [record.getMessage().count("out of shared memory") for record in caplog.records] == [1]
