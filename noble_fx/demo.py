@@ -32,6 +32,7 @@ from torch import Tensor, nn
 import noble_fx
 from noble_fx.errors import NobleError
 from noble_fx.files import staged
+from noble_fx.onnx_export.session import OnnxModel
 
 DEFAULT_STEPS = 750
 # Each model's best of 1e-3, 2e-3, 4e-3, 8e-3 over 1,000 steps (benchmarks/demo_ratio.py). NOBLE's lies lower, since its
@@ -251,7 +252,7 @@ def _differences(model: nn.Module, fresh: nn.Module, folder: Path, inputs: list[
     """Largest differences of logits: checkpoint to live model, ONNX Runtime to live model."""
     model.eval()
     loaded = noble_fx.load(fresh, folder / "checkpoint").eval()
-    session = noble_fx.runtime.OnnxModel(folder / "model.onnx")
+    session = OnnxModel(folder / "model.onnx")
     live = [model(idx) for idx in inputs]
     exact = max(float((loaded(idx) - y).abs().max()) for idx, y in zip(inputs, live, strict=True))
     onnx = max(float((session(idx) - y).abs().max()) for idx, y in zip(inputs, live, strict=True))

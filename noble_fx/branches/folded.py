@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noble_fx.branches import activations
+from noble_fx.branches import keys
 from noble_fx.branches.activations import Cosine, Mixer, ScaleShift, Signed
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.errors import ConfigError
@@ -105,7 +105,7 @@ def fold_constants(branch: NobleBranch) -> str:
     branch.down, branch.down_bias = _stored(down.weight, like), _optional(down.bias, like)
     branch.up, branch.up_bias = _stored(up.weight, like), _optional(up.bias, like)
     branch.act = _closed([_part(link, like) for link in parts])
-    branch.key = activations.activation_key(branch.act, branch.label)
+    branch.key = keys.activation_key(branch.act, branch.label)
     return ""
 
 

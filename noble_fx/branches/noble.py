@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from noble_fx.branches import activations
+from noble_fx.branches import activations, keys
 from noble_fx.config import NobleConfig
 
 _LIVE: weakref.WeakSet[NobleBranch] = weakref.WeakSet()
@@ -47,7 +47,7 @@ class NobleBranch(nn.Module):
         self.act = activations.build_activation(config.act, rank, preset)
         self.reset_parameters()
         _LIVE.add(self)
-        self.key = activations.activation_key(self.act, self.label)
+        self.key = keys.activation_key(self.act, self.label)
 
     @classmethod
     def on_meta(cls, in_features: int, out_features: int, rank: int, config: NobleConfig) -> NobleBranch:
@@ -89,7 +89,7 @@ class NobleBranch(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         _LIVE.add(self)
-        self.key = activations.activation_key(self.act, self.label)  # a new process does not know the key yet
+        self.key = keys.activation_key(self.act, self.label)  # a new process does not know the key yet
 
 
 def branches_with(downs: Iterable[Tensor]) -> list[NobleBranch]:

@@ -8,7 +8,6 @@ from torch import nn
 
 from noble_fx.branches.activations import activation_names
 from noble_fx.errors import KernelError
-
 from tests.codegen.sigma.sigma_check import branch_of, check, kernels_of
 
 
