@@ -30,7 +30,7 @@ def generate(plan: Plan) -> dict[str, Kernel]:
             Gradient(partial.name, partial.shape, own if partial.name == "d_down_bias" else theirs)
             for partial in partials
         ]
-        note = "a row is one tile of rows' share"
+        note = "a row is the share of one tile of rows"
         sites = [gradients] * plan.layer.sites
         kernels.append(reduce_partials("reduce_partials", plan.layer, "partials", sites, note, "programs"))
     return {kernel.name: kernel for kernel in kernels}

@@ -13,6 +13,8 @@ stand there once, not once for every tile of the bottleneck.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from noble_fx.codegen.code import Code
@@ -77,7 +79,8 @@ def _body(plan: Plan, source: Source, sigma: Sigma, stage: Stage) -> None:
     source.paragraph("σ and its vector–Jacobian product, as PyTorch traced and differentiated them")
     sigma.low.write()
     if stage.stores:
-        source.paragraph("results for what comes next: t for dU, dh for dD and dx, operands of products")
+        uses = {"t": "t for dU", "dh": "dh for dD and dx"}
+        source.paragraph(", ".join(uses.get(tensor, f"{tensor} for a GEMM") for _, tensor, _ in stage.stores))
     for output, tensor, _ in stage.stores:
         store_result(sigma, output, tensor)
     _store_partials(plan, source, sigma, stage)
@@ -90,10 +93,10 @@ def _results(stage: Stage) -> dict[fx.Node, str]:
     return gradients | {outputs[at]: tensor for at, tensor, _ in stage.stores}
 
 
-def _untransposed(node: fx.Node) -> fx.Node:
+def _untransposed(node: Any) -> Any:
     """The value that is named: PyTorch's gradient of a product is transposed there and back, which writes no line."""
-    while node.target is aten.t.default and node.args[0].target is aten.t.default:  # type: ignore[union-attr]
-        node = node.args[0].args[0]  # type: ignore[union-attr]
+    while node.target is aten.t.default and node.args[0].target is aten.t.default:
+        node = node.args[0].args[0]
     return node
 
 
@@ -204,5 +207,5 @@ def linear_backward_input(plan: Plan) -> Kernel:
         terms.append(Term(dy, weight, columns, transposed=False, strided=True))
         terms.append(Term(dh, down, rank, transposed=False, strided=False))
     out = Out(shared_operand("dx", kind, ("rows", inputs), written=True), inputs, tuple(terms))
-    title = "dx = dy W + dh D" if layer.sites == 1 else "dx = Σ dy W + dh D over the sites"
+    title = "dx = dy W + dh D" if layer.sites == 1 else "dx = Σ (dy W + dh D) over the sites"
     return product(plan, plan.linear_backward_input, "linear_backward_input", title, (out,))

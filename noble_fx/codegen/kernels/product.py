@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from noble_fx.codegen.code import Mask
 from noble_fx.codegen.header import backend_line, header
 from noble_fx.codegen.kernel import Argument, Kernel, Operand, moved_bytes
-from noble_fx.codegen.plan import DTYPES, Plan, Tile, power_of_two
+from noble_fx.codegen.plan import Plan, Tile, power_of_two
 from noble_fx.codegen.source import Source
 
 _SWEEP = 8  # row tiles that neighbouring programs share before the next column tile: W stays in the cache
@@ -77,7 +77,7 @@ def product(plan: Plan, tile: Tile, name: str, title: str, outs: tuple[Out, ...]
         f"one program: {tile.rows} rows × {tile.columns} columns, steps of {tile.depth}; float32 accumulator",
         backend_line(plan, tile.warps, tile.stages),
     ]
-    source.head(header(f"{name}: {title}", _sums(outs) if plan.layer.sites > 1 else [], operands, layout))
+    source.head(header(f"{name}: {title}", [], operands, layout))
     with source.function(name, arguments):
         _place(source, tile, sum(tiles))
         _choose_site(source, outs, tiles)
@@ -95,15 +95,6 @@ def product(plan: Plan, tile: Tile, name: str, title: str, outs: tuple[Out, ...]
         bytes_per_row=per_row,
         bytes_once=once,
     )
-
-
-def _sums(outs: tuple[Out, ...]) -> list[str]:
-    """Each result as the sum that it is."""
-
-    def name(operand: Operand) -> str:
-        return operand.name
-
-    return [f"{out.result.name}  =  {'  +  '.join(term.formula(name) for term in out.terms)}" for out in outs]
 
 
 def _place(source: Source, tile: Tile, columns: int) -> None:

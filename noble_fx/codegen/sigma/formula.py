@@ -59,7 +59,7 @@ class Formula:
         """What is used several times, in the order of the graph, then σ."""
         results = self.nodes[-1].args[0]
         result = results[0] if isinstance(results, (tuple, list)) else results
-        lines = []
+        lines: list[str] = []
         for node in self.nodes:
             if node.op == "call_function" and node is not result and self._shared(node):
                 count, at = divmod(len(lines), len(_LOCALS))
@@ -94,17 +94,17 @@ class Formula:
             elif _transparent(user):
                 uses += self._uses(user)
             elif isinstance(user.meta.get("val"), torch.Tensor):  # not the sizes that are asked of it
-                uses += str(fx.map_arg(user.args, lambda arg: "*" if arg is node else "")).count("*")  # type: ignore[no-untyped-call]
+                uses += _count(user.args, node)
         return uses
 
 
-Writer = Callable[[Formula, fx.Node], Term]
+Writer = Callable[[Formula, Any], Term]
 
 
 def _infix(sign: str, level: int, right_level: int, swapped: bool = False) -> Writer:
     """left sign right; `alpha` scales the right one (of a swapped one, `rsub`, the one that is taken away too)."""
 
-    def write(write: Formula, node: fx.Node) -> Term:
+    def write(write: Formula, node: Any) -> Term:
         left, right = map(write.term, node.args[1::-1] if swapped else node.args[:2])
         alpha = node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1)
         if alpha != 1:
@@ -114,37 +114,37 @@ def _infix(sign: str, level: int, right_level: int, swapped: bool = False) -> Wr
     return write
 
 
-def _product(write: Formula, node: fx.Node) -> Term:
+def _product(write: Formula, node: Any) -> Term:
     *bias, left, right = map(write.term, node.args)
     text = f"{left.at(_SIGN)} {right.at(_ATOM)}"
     return Term(f"{text} + {bias[0].at(_SUM)}", _SUM) if bias else Term(text, _PRODUCT)
 
 
-def _same(write: Formula, node: fx.Node) -> Term:
+def _same(write: Formula, node: Any) -> Term:
     return write.term(node.args[0])
 
 
-def _transposed(write: Formula, node: fx.Node) -> Term:
+def _transposed(write: Formula, node: Any) -> Term:
     return Term(f"{write.term(node.args[0]).at(_ATOM)}ᵀ")
 
 
-def _negated(write: Formula, node: fx.Node) -> Term:
+def _negated(write: Formula, node: Any) -> Term:
     return Term(f"-{write.term(node.args[0]).at(_SIGN)}", _SIGN)
 
 
-def _power(write: Formula, node: fx.Node) -> Term:
+def _power(write: Formula, node: Any) -> Term:
     base, exponent = map(write.term, (*node.args, 2)[:2])
     whole = exponent.text.isdigit()
     return Term(base.at(_ATOM) + (exponent.text.translate(_RAISED) if whole else f"^{exponent.at(_ATOM)}"))
 
 
-def _piece(write: Formula, node: fx.Node) -> Term:
+def _piece(write: Formula, node: Any) -> Term:
     """A piece of a split, or one result of several."""
     split, which = node.args
-    if split.target not in _SPLITS:  # type: ignore[union-attr]
+    if split.target not in _SPLITS:
         results = write.term(split)
         return results if which == 0 else Term(f"{results.at(_ATOM)}[{which}]")
-    whole, sizes, *rest = split.args  # type: ignore[union-attr]
+    whole, sizes, *rest = split.args
     dim = rest[0] if rest else 0
     size = shape_of(whole)[dim]
     if isinstance(sizes, int):
@@ -153,7 +153,7 @@ def _piece(write: Formula, node: fx.Node) -> Term:
     return _window(write.term(whole), whole, dim, start, start + sizes[which])
 
 
-def _slice(write: Formula, node: fx.Node) -> Term:
+def _slice(write: Formula, node: Any) -> Term:
     whole, dim, start, end, step = (*node.args, *(0, 0, None, 1)[len(node.args) - 1 :])[:5]
     size = shape_of(whole)[dim]
     if start in (0, None) and (end is None or end >= size) and step == 1:
@@ -167,15 +167,15 @@ def _window(term: Term, whole: fx.Node, dim: int, start: int, end: int, step: in
     return Term(f"{term.at(_ATOM)}[{'.., ' if last else ''}{start}:{end}{f':{step}' if step != 1 else ''}]")
 
 
-def _joined(write: Formula, node: fx.Node) -> Term:
+def _joined(write: Formula, node: Any) -> Term:
     return write.term(node.args[0])
 
 
-def _reciprocal(write: Formula, node: fx.Node) -> Term:
+def _reciprocal(write: Formula, node: Any) -> Term:
     return Term(f"1 / {write.term(node.args[0]).at(_SIGN)}", _PRODUCT)
 
 
-def _call(write: Formula, node: fx.Node) -> Term:
+def _call(write: Formula, node: Any) -> Term:
     """name(arguments), the name without its overload."""
     name = getattr(getattr(node.target, "overloadpacket", None), "__name__", str(node.target)).strip("_")
     arguments = [write.term(arg).text for arg in node.args]
@@ -231,6 +231,13 @@ _WRITERS: dict[Any, Writer] = {
     aten.cat.default: _joined,
     **dict.fromkeys(_SAME, _same),
 }
+
+
+def _count(args: Any, node: fx.Node) -> int:
+    """How often a value stands among arguments."""
+    if isinstance(args, (tuple, list)):
+        return sum(_count(arg, node) for arg in args)
+    return int(args is node)
 
 
 def _transparent(node: fx.Node) -> bool:

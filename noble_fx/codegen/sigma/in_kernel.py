@@ -10,7 +10,7 @@ from torch import fx
 
 from noble_fx.branches.trace import ActivationProgram, Untraceable
 from noble_fx.codegen.code import Code, Mask
-from noble_fx.codegen.kernel import Operand, site_operand
+from noble_fx.codegen.kernel import Operand
 from noble_fx.codegen.plan import DTYPES, Layer, Plan, Tile
 from noble_fx.codegen.sigma.axes import Segment
 from noble_fx.codegen.sigma.letters import letters

@@ -215,8 +215,9 @@ class Lowering(Tiling):
         return Code.name(name)
 
     def _pointwise(self, node: fx.Node, value: Value, place: Place) -> Code | None:
-        options = dict(node.kwargs) | {"dtype": arg for arg in node.args if isinstance(arg, torch.dtype)}
-        args = [arg for arg in node.args if not isinstance(arg, torch.dtype)]
+        options, args = dict(node.kwargs), [arg for arg in node.args if not isinstance(arg, torch.dtype)]
+        if len(args) < len(node.args):
+            options["dtype"] = next(arg for arg in node.args if isinstance(arg, torch.dtype))
         operands = [None if arg is None else self.operand(arg, value, place) for arg in args]
         if value.axes and all(code is None or code.is_number for code in operands):
             operands[0] = solid(self.operand(args[0], value, place), place)
