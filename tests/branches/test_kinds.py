@@ -56,7 +56,9 @@ CAPTURES = {"modules": {}, "fx": {}, "export": {"example_inputs": (tokens(),)}}
 def test_a_kind_of_ones_own_runs_in_every_capture(capture):
     plain = tiny()
     expected = plain(tokens())
-    model = noble_fx.transform(copy.deepcopy(plain), rank=4, branch=Softsign, seed=0, capture=capture, **CAPTURES[capture])
+    model = noble_fx.transform(
+        copy.deepcopy(plain), rank=4, branch=Softsign, seed=0, capture=capture, **CAPTURES[capture]
+    )
     branches = named_branches(model)
     assert {type(branch) for branch in branches.values()} == {Softsign}
     assert len(branches) == 12
@@ -134,9 +136,7 @@ def test_it_takes_stacked_experts():
             return torch.bmm(x, self.w)
 
     x = torch.randn(3, 5, 8)
-    model = noble_fx.transform(
-        Experts(), rank=2, branch=Softsign, capture="export", example_inputs=(x,), select=["w"]
-    )
+    model = noble_fx.transform(Experts(), rank=2, branch=Softsign, capture="export", example_inputs=(x,), select=["w"])
     branches = list(named_branches(model).values())
     expected = torch.bmm(x, model.w) + torch.stack([branch(x[e]) for e, branch in enumerate(branches)])
     torch.testing.assert_close(model(x), expected)

@@ -100,7 +100,9 @@ def test_a_layer_that_follows_the_dtype_of_x_keeps_it():
     x = torch.randn(3, 8, dtype=torch.bfloat16)
     y = layer(x)
     assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), Whisper.forward(layer, x).float() + layer.noble(x.float()), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(
+        y.float(), Whisper.forward(layer, x).float() + layer.noble(x.float()), atol=0.05, rtol=0.05
+    )
 
 
 def test_a_layer_that_gives_something_else_says_so_at_its_first_call():
@@ -156,7 +158,10 @@ def test_a_registered_class_carries_branches(fused, tmp_path):
 
 def test_a_registered_class_may_refuse_an_instance():
     noble_fx.register_layer(
-        Transposed, shape=rows, layout="[K, N]", obstacle=lambda layer: Refusal("too small") if layer.inputs < 4 else None
+        Transposed,
+        shape=rows,
+        layout="[K, N]",
+        obstacle=lambda layer: Refusal("too small") if layer.inputs < 4 else None,
     )
     model = nn.Sequential(Transposed(3, 9), Transposed(8, 6))
     assert {site.fqn: site.reason for site in noble_fx.sites(model, rank=2)}["0"] == "too small"
