@@ -28,6 +28,10 @@ def test_a_branch_beside_a_transposed_weight_fused_and_saved(tmp_path):
 
 
 def test_transformers_is_imported_by_its_users_alone():
-    code = "import sys, torch, noble_fx; noble_fx.transform(torch.nn.Linear(8, 8), rank=2); print('transformers' in sys.modules)"
+    code = (
+        "import sys, torch, noble_fx\n"
+        "noble_fx.transform(torch.nn.Linear(8, 8), rank=2)\n"
+        "print('transformers' in sys.modules)"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"
