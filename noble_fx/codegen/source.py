@@ -17,9 +17,15 @@ class Source:
         self._lines: list[str] = []
         self._depth = 0
         self._once: set[str] = set()
+        self._comment = ""
 
     def line(self, text: str = "") -> None:
         """One statement at the current depth, on as many lines as it needs; empty for a blank line."""
+        if self._comment and text:
+            if self._lines and self._lines[-1] and not self._lines[-1].endswith(":"):
+                self._lines.append("")
+            self._lines.append(f"{'    ' * self._depth}# {self._comment}")
+            self._comment = ""
         self._lines += _wrapped("    " * self._depth, text) if text else [""]
 
     def once(self, text: str) -> None:
@@ -29,10 +35,8 @@ class Source:
             self.line(text)
 
     def paragraph(self, comment: str) -> None:
-        """A blank line and a comment that says what the next lines do."""
-        if self._lines and self._lines[-1] and not self._lines[-1].endswith(":"):
-            self.line()
-        self.line(f"# {comment}")
+        """A blank line and a comment that says what the next lines do; nothing where no line follows."""
+        self._comment = comment
 
     @contextmanager
     def block(self, head: str) -> Iterator[None]:
@@ -112,7 +116,7 @@ def fast_{wave}(angle):
 
 def _wrapped(indent: str, text: str) -> list[str]:
     """A statement as `ruff format` lays it out: on one line, else with the last call that allows it laid open."""
-    if len(indent + text) <= _WIDTH or text.startswith("#") or "(" not in text:
+    if len(indent + text) <= _WIDTH or "(" not in text:
         return [indent + text]
     # The last pair of outermost parentheses whose head still fits.
     begin, end = next(pair for pair in reversed(_pairs(text)) if len(indent) + pair[0] < _WIDTH)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from functools import reduce
 from itertools import product as combinations
 from math import prod
 from typing import Any
@@ -56,13 +55,10 @@ def _product_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | 
         return None
     left, right = (low.value(arg) for arg in node.args[-2:])
     into = low.operand(node.args[0], value, place) if len(node.args) == 3 else None
-    name = low.variable(node, place)
     for middle in low.segments(left.axes[1]):
         a = low.masked(left, (place[0], middle), [1])
         b = low.masked(right, (middle, place[1]), [0])
-        code = _one_product(low, a, b, (place[0].tile, middle.tile, place[1].tile), into)
-        low.source.line(f"{name} = {code}")
-        into = Code.name(name)
+        into = _written(low, node, place, _one_product(low, a, b, (place[0].tile, middle.tile, place[1].tile), into))
     return into
 
 
@@ -119,15 +115,22 @@ def _reduction(function: str, join: Callable[[Code, Code], Code], fill: str) -> 
         for d, axis in enumerate(whole.axes):
             own = next(kept) if keep or d not in dims else LANE
             choices.append(low.segments(axis) if d in dims else [own])
-        parts = []
+        total: Code | None = None
         for tile in combinations(*choices):
             part = low.masked(whole, tile, dims, fill)
             for d in sorted(dims, reverse=True):
                 part = Code.call(f"{function}({part}, axis={d}{', keep_dims=True' if keep else ''})")
-            parts.append(part)
-        return reduce(join, parts)
+            total = part if total is None else _written(low, node, place, join(total, part))
+        return total
 
     return code
+
+
+def _written(low: Tiling, node: Any, place: Place, code: Code) -> Code:
+    """A value on a line of its own, where several tiles are joined one after the other."""
+    name = low.variable(node, place)
+    low.source.line(f"{name} = {code}")
+    return Code.name(name)
 
 
 def _plus(left: Code, right: Code) -> Code:
