@@ -58,5 +58,5 @@ def activation_backward_0(
     add = mul + act_first_phase[None, :]
     v_cos = fast_cos(add)
 
-    # results for what comes next: t for dU, dh for dD and dx, operands of products
+    # v_cos for a GEMM
     tl.store(v_cos_ptr + row[:, None] * 256 + channel[None, :], v_cos, mask=live[:, None])

@@ -83,7 +83,7 @@ def activation_backward_1(
     sum_2 = tl.sum(mul_4_live, axis=0, keep_dims=True)
     d_act_second_frequency = tl.reshape(sum_2, [64])
 
-    # results for what comes next: t for dU, dh for dD and dx, operands of products
+    # t for dU, v_mul_3 for a GEMM
     tl.store(t_ptr + row[:, None] * 256 + channel[None, :], t, mask=live[:, None])
     tl.store(v_mul_3_ptr + row[:, None] * 256 + channel[None, :], v_mul_3, mask=live[:, None])
 

@@ -73,7 +73,7 @@ def activation_backward_2(
     sum_4 = tl.sum(mul_7_live, axis=0, keep_dims=True)
     d_act_first_frequency = tl.reshape(sum_4, [64])
 
-    # results for what comes next: t for dU, dh for dD and dx, operands of products
+    # dh for dD and dx
     tl.store(dh_ptr + row[:, None] * 256 + channel[None, :], dh, mask=live[:, None])
 
     # this tile's share of the gradients that are summed over the rows

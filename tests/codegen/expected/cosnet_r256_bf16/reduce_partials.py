@@ -1,6 +1,6 @@
 """reduce_partials: the sum of partials over its rows
 
-    reads   partials [programs, 1024] fp32: a row is one tile of rows' share
+    reads   partials [programs, 1024] fp32: a row is the share of one tile of rows
     writes  d_act_first_frequency [256] bf16
             d_act_first_phase [256] bf16
             d_act_second_frequency [256] bf16

@@ -122,7 +122,7 @@ def bottleneck_backward(
     sum_4 = tl.sum(mul_7_live, axis=0, keep_dims=True)
     d_act_first_frequency = tl.reshape(sum_4, [64])
 
-    # results for what comes next: t for dU, dh for dD and dx, operands of products
+    # t for dU, dh for dD and dx
     tl.store(t_ptr + row[:, None] * 64 + channel[None, :], t, mask=live[:, None])
     tl.store(dh_ptr + row[:, None] * 64 + channel[None, :], dh, mask=live[:, None])
 

@@ -1,6 +1,6 @@
 """reduce_partials: the sum of partials over its rows
 
-    reads   partials [programs, 4352] fp32: a row is one tile of rows' share
+    reads   partials [programs, 4352] fp32: a row is the share of one tile of rows
     writes  d_act_first_frequency [64] bf16
             d_act_first_phase [64] bf16
             d_act_mixer_weight [64, 64] bf16

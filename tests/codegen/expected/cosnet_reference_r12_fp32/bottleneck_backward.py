@@ -151,7 +151,7 @@ def bottleneck_backward(
     sum_5 = tl.sum(mul_7_live, axis=0, keep_dims=True)
     d_act_first_frequency = tl.reshape(sum_5, [16])
 
-    # results for what comes next: t for dU, dh for dD and dx, operands of products
+    # t for dU, dh for dD and dx
     tl.store(t_ptr + row[:, None] * 12 + channel[None, :], t, mask=live[:, None] & (channel[None, :] < 12))
     tl.store(dh_ptr + row[:, None] * 12 + channel[None, :], dh, mask=live[:, None] & (channel[None, :] < 12))
 

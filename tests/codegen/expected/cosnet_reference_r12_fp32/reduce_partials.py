@@ -1,6 +1,6 @@
 """reduce_partials: the sum of partials over its rows
 
-    reads   partials [programs, 216] fp32: a row is one tile of rows' share
+    reads   partials [programs, 216] fp32: a row is the share of one tile of rows
     writes  d_down_bias [12] fp32
             d_act_first_frequency [12] fp32
             d_act_first_phase [12] fp32

@@ -129,7 +129,7 @@ def bottleneck_backward(
     act_mixer_weight_c16 = tl.load(act_mixer_weight_ptr + channel_16_32[:, None] * 16 + channel[None, :]).to(tl.float32)
     dh = tl.dot(mul_2, act_mixer_weight_c16, dh, input_precision="tf32")
 
-    # results for what comes next: t for dU, dh for dD and dx, operands of products
+    # t for dU, dh for dD and dx
     tl.store(t_ptr + row[:, None] * 16 + channel[None, :], t, mask=live[:, None])
     tl.store(dh_ptr + row[:, None] * 16 + channel[None, :], dh, mask=live[:, None])
 

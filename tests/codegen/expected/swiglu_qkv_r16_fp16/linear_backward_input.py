@@ -1,7 +1,4 @@
-"""linear_backward_input: dx = Σ dy W + dh D over the sites
-
-    dx  =  dy_0 · weight_0  +  dh_0 · down_0  +  dy_1 · weight_1  +  dh_1 · down_1  +  dy_2 · weight_2  +  dh_2 ·
-        down_2
+"""linear_backward_input: dx = Σ (dy W + dh D) over the sites
 
     reads   dy_0, dy_1, dy_2 [rows, 768 | 256 | 256] fp16
             W = weight_0, weight_1, weight_2 [768 | 256 | 256, 768] fp16

@@ -1,9 +1,5 @@
 """linear_up_forward: y = x Wᵀ + t Uᵀ
 
-    y_0  =  x · weight_0ᵀ  +  t_0 · up_0ᵀ
-    y_1  =  x · weight_1ᵀ  +  t_1 · up_1ᵀ
-    y_2  =  x · weight_2ᵀ  +  t_2 · up_2ᵀ
-
     reads   x [rows, 768] fp16
             W = weight_0, weight_1, weight_2 [768 | 256 | 256, 768] fp16
             t_0, t_1, t_2 [rows, 16] fp16

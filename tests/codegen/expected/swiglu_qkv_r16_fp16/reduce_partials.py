@@ -1,6 +1,6 @@
 """reduce_partials: the sum of partials over its rows
 
-    reads   partials_0, partials_1, partials_2 [programs, 512] fp32: a row is one tile of rows' share
+    reads   partials_0, partials_1, partials_2 [programs, 512] fp32: a row is the share of one tile of rows
     writes  d_act_mixer_weight_0, d_act_mixer_weight_1, d_act_mixer_weight_2 [32, 16] fp16
 
     one program: 128 columns, always in the same order · generator 2
