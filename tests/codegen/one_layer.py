@@ -24,6 +24,17 @@ TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 Tensors = dict[str, Tensor]
 
 
+class Pointwise(nn.Module):
+    """One function of h."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.function(h)
+
+
 def branch_of(
     act: str | Callable[[int], nn.Module], rank: int, columns: int = 24, inputs: int = 20, preset: str = "reference"
 ) -> NobleBranch:

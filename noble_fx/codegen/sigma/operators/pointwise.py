@@ -36,8 +36,8 @@ _TEXT: dict[Any, str] = {
     aten.reciprocal.default: "1.0 / {0}",
     aten.square.default: "{0} * {0}",
     aten.abs.default: "tl.abs({0})",
-    aten.sgn.default: "tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, {0}))",
-    aten.sign.default: "tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, {0}))",
+    aten.sgn.default: "tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, 0.0))",
+    aten.sign.default: "tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, 0.0))",
     aten.floor.default: "tl.floor({0})",
     aten.ceil.default: "tl.ceil({0})",
     aten.exp.default: "tl.exp({0})",
@@ -157,11 +157,11 @@ def _clamp(plan: Plan, operands: Operands, options: Options) -> Code | None:
 def _power(plan: Plan, operands: Operands, options: Options) -> Code | None:
     """x ** e for a number e: products where e is a small integer, else through the logarithm (NaN for x < 0)."""
     x, exponent = operands[0], _value(operands[1])
-    roots = {0.5: f"tl.sqrt_rn({x})", -0.5: f"tl.rsqrt({x})", 0.0: f"{x} * 0.0 + 1.0"}
-    if exponent in roots:
-        return Code(roots[exponent])
+    roots = {0.5: Code.call(f"tl.sqrt_rn({x})"), -0.5: Code.call(f"tl.rsqrt({x})"), 0.0: Code.number(1.0)}
     if exponent is None:
         return None
+    if exponent in roots:
+        return roots[exponent]
     if exponent.is_integer() and abs(exponent) <= 8:
         chain = " * ".join([str(x)] * abs(int(exponent)))
         return Code(chain if exponent > 0 else f"1.0 / ({chain})")
