@@ -145,7 +145,7 @@ def _piece(write: Formula, node: Any) -> Term:
         results = write.term(split)
         return results if which == 0 else Term(f"{results.at(_ATOM)}[{which}]")
     whole, sizes, *rest = split.args
-    dim = rest[0] if rest else 0
+    dim = rest[0] if rest else split.kwargs.get("dim", 0)
     size = shape_of(whole)[dim]
     if isinstance(sizes, int):
         sizes = [min(sizes, size - start) for start in range(0, size, sizes)]

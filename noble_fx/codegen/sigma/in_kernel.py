@@ -50,9 +50,7 @@ def tensor_operands(layer: Layer, graph: fx.Graph, names: Sequence[str], site: i
             dtype = node.meta["val"].dtype
             kind = DTYPES[layer.act_dtype] if dtype.is_floating_point else _TYPES[str(dtype)]
             letter = "" if letter_of[name] == name else letter_of[name]
-            operands.append(
-                Operand(name, kind, shape_of(node), layer.name(name, site), site, letter),
-            )
+            operands.append(Operand(name, kind, shape_of(node), layer.name(name, site), site, letter))
     return operands
 
 
@@ -60,8 +58,8 @@ def tensor_operands(layer: Layer, graph: fx.Graph, names: Sequence[str], site: i
 class Sigma:
     """One of σ's graphs in one kernel.
 
-    `inputs_by_name` are its inputs: σ's tensors, others [rows, width]; `site`: whose tensors they are, None where the
-    body has names without a site. `results` names the outputs, `walk` lets the grid walk over channels (`axes.py`).
+    `names` are its inputs: σ's tensors, others [rows, width]; `site`: whose tensors they are, None where the body has
+    names without a site. `results` names the outputs, `walk` lets the grid walk over channels (`axes.py`).
     """
 
     plan: Plan

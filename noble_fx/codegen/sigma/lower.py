@@ -33,7 +33,7 @@ class Lowering(Tiling):
     """One graph on its way to text: `bind` every input, then `write`, then read the `outputs`.
 
     `names` are the variables of values that have a name in the maths. `walk`: where no channel meets another, a
-    program holds one tile of them only, and the grid walks over the others (`walked` says whether that is so).
+    program holds one tile of them only, and the grid walks over the others (`channel_tiles` says how many).
     """
 
     def __init__(

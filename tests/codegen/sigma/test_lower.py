@@ -133,3 +133,13 @@ class Drawn(nn.Module):
 )
 def test_any_chain_of_steps(steps, rank, rows, dtype):
     check(branch_of(lambda rank: Drawn(rank, steps), rank), rows, dtype)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    steps=st.lists(st.sampled_from([*UNARY, "scale", "shift", "mixer", "gate"]), min_size=2, max_size=5),
+    rank=st.integers(129, 256),
+    rows=st.integers(1, 40),
+)
+def test_any_chain_of_steps_in_a_wide_bottleneck(steps, rank, rows):
+    check(branch_of(lambda rank: Drawn(rank, steps), rank), rows)
