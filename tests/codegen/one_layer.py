@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from noble_fx.branches import keys
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.codegen.generate import generate
 from noble_fx.codegen.kernels.branch_weights import SPLITS, branch_weights_width
@@ -52,7 +53,7 @@ def layer_of(branches: Sequence[NobleBranch], dtype: torch.dtype = torch.float32
     """The layer of one branch, or of several that read the same x."""
     first = branches[0]
     columns = tuple(branch.out_features for branch in branches)
-    key = first.fused_form().key
+    key = keys.activation_key(first.act, first.label)
     return Layer(first.in_features, columns, first.rank, key, dtype, dtype, bias, first.down_bias is not None)
 
 
