@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class NobleError(ValueError):
@@ -28,6 +29,13 @@ class ExportError(NobleError):
 
 class KernelError(NobleError):
     """A kernel that cannot be generated, written, compiled or launched."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something cannot be, as data: the answer in place of what was asked for."""
+
+    reason: str
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
