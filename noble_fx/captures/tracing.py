@@ -36,7 +36,10 @@ _DECISIONS = {
     "rand": "draws a random number outside the graph",
     "randn": "draws a random number outside the graph",
     "randint": "draws a random number outside the graph",
+    "no_grad": "switches gradients on or off, which the graph would not do",
+    "autocast": "switches autocast on or off, which the graph would not do",
 }
+_MODES = {"grad_mode.py": "no_grad", "autocast_mode.py": "autocast"}  # torch's files of the context managers
 
 
 def trace(model: nn.Module) -> fx.Graph:
@@ -109,6 +112,7 @@ def _watch(decisions: list[str]) -> Iterator[None]:
             caller, name = frame, getattr(arg, "__name__", "")
         elif event == "call":
             caller, name = frame.f_back, frame.f_code.co_name
+            name = _MODES.get(os.path.basename(frame.f_code.co_filename), name) if name == "__enter__" else name
         else:
             return
         if name in _DECISIONS and caller is not None:

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import noble_fx
-from noble_fx.captures.fx import CapturedModel
+from noble_fx.captures.fx import CapturedModel, run_as_graph
 from noble_fx.passes.expose.expose_linear import expose_linear
 from noble_fx.passes.fuse.fuse_branch import fuse_branch
 from noble_fx.passes.history import Skip
@@ -36,7 +36,7 @@ def before_passes(**settings) -> CapturedModel:
     torch.manual_seed(0)
     model = TwoLayers()
     noble_fx.transform(model, rank=2, select=["chosen"], capture="modules", seed=0, **settings)
-    return loud(CapturedModel(model, fx.Tracer().trace(TwoLayers())))
+    return loud(run_as_graph(model, fx.Tracer().trace(TwoLayers())))
 
 
 def calls(graph_module: fx.GraphModule) -> list:
@@ -170,4 +170,5 @@ def test_the_history_of_a_transform():
     ]
     assert "noble_fx.linear.default" in str(program)
     assert program.graph_module(tokens()).shape == (2, 5, 20)
-    assert noble_fx.programs(transformed("modules")) == ()
+    (looking,) = noble_fx.programs(transformed("modules"))
+    assert looking.history == program.history
