@@ -33,9 +33,12 @@ class KernelError(NobleError):
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why something cannot be, as data: the answer in place of what was asked for."""
+    """Why something cannot be, as data: what a question answers where None would mean that nothing speaks against."""
 
     reason: str
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -15,9 +15,8 @@ from torch import nn
 
 from noble_fx.attach.attach import attach, carriers, detach, named_branches
 from noble_fx.attach.draw import build_branches, draw_base, drawing
-from noble_fx.branches import activations
-from noble_fx.branches.folded import FoldedBranch
-from noble_fx.branches.noble import NobleBranch
+from noble_fx.branches.base import Branch
+from noble_fx.branches.kinds import check_branch
 from noble_fx.captures import dynamo
 from noble_fx.captures.base import Examples, Plan, check_model
 from noble_fx.captures.table import asked, captured
@@ -25,6 +24,7 @@ from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, ConfigError, Refusal
 from noble_fx.layers.linear import Augmented
 from noble_fx.ops.cuda import why_no_kernel
+from noble_fx.sites.site import Choice
 
 
 def transform(
@@ -56,14 +56,13 @@ def transform(
 def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None = None) -> Plan:
     """Capture, find and choose without changing anything; raises what `transform` raises."""
     check_model(model)
-    carried = next((fqn for fqn, m in model.named_modules() if isinstance(m, NobleBranch)), None)
+    carried = next((fqn for fqn, m in model.named_modules() if isinstance(m, Branch)), None)
     if carried is not None:
         raise ConfigError(
             f"the model already carries branches (first: {carried!r}); take them out with noble_fx.remove(model), "
             "or transform a fresh model"
         )
-    with torch.device("meta"):
-        activations.build_activation(config.act, 4, config.recipe)  # an unknown or ill-shaped σ is refused first
+    check_branch(config)  # an unknown kind, an unknown or ill-shaped σ is refused first
     refusals = []
     for name, capture in asked(config.capture):
         if examples and not capture.takes_examples:
@@ -87,9 +86,11 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Build all branches, then put them in; on whatever is raised, an interrupt included, the model is as it was."""
     dynamo.register()
     name, capture = next(asked(plan.config.capture))
-    branches = {
-        site.fqn: build_branches(model, site, plan.config, exported=capture.sees_products) for site in plan.selected
-    }
+    branches = {site.fqn: build_branches(model, site, plan.config) for site in plan.selected}
+    choice = Choice(plan.sites)
+    for site_branches in branches.values():
+        for branch in site_branches:
+            branch.choice = choice
     if plan.config.fuse == "require":
         _require_kernels(branches)
     weights: dict[torch.Tensor, torch.Tensor] = {}
@@ -113,10 +114,10 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     return result
 
 
-def _require_kernels(branches: dict[str, list[NobleBranch]]) -> None:
+def _require_kernels(branches: dict[str, list[Branch]]) -> None:
     for fqn, site_branches in branches.items():
         for branch in site_branches:
-            if reason := branch.unfused or why_no_kernel(branch.key, branch.rank, branch.down.dtype):
+            if reason := branch.unfused or why_no_kernel(branch.key, branch.rank, branch.dtype):
                 raise ConfigError(
                     f"fuse='require': {fqn!r} would have no generated kernels on a GPU: {reason}. Choose another act, "
                     f"rank or dtype, leave the layer out with exclude={re.escape(fqn)!r}, or pass fuse=True"
@@ -171,10 +172,6 @@ def remove(model: nn.Module) -> nn.Module:
 def reset_branches(model: nn.Module) -> nn.Module:
     """Draw every branch again as `transform` would, seeds included: what a model needs after meta → `to_empty`."""
     for fqn, branch in named_branches(model).items():
-        if isinstance(branch, FoldedBranch):
-            branch.reset_parameters()  # raises
         with torch.no_grad(), drawing(branch.config, fqn):
-            fresh = NobleBranch(branch.in_features, branch.out_features, branch.rank, branch.config, branch.role)
-            for name, drawn in fresh.state_dict().items():
-                branch.state_dict()[name].copy_(drawn)
+            branch.redraw()
     return model

@@ -69,7 +69,6 @@ class Capture(ABC):
     """One way from a model to graphs. `plan` and `build` must be written; the rest is right for one without graphs."""
 
     takes_examples: ClassVar[bool] = False  # whether it runs the model on example inputs
-    sees_products: ClassVar[bool] = False  # whether its graphs reach parameters that no layer stands for
 
     @abstractmethod
     def plan(self, model: nn.Module, config: NobleConfig, examples: Examples) -> Plan | Refusal:

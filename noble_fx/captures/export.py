@@ -63,7 +63,6 @@ class Export(Capture):
     """`torch.export` from example inputs, once in each mode, behind one module."""
 
     takes_examples = True
-    sees_products = True
 
     def plan(self, model: nn.Module, config: NobleConfig, examples: Examples) -> Plan | Refusal:
         try:
