@@ -185,4 +185,6 @@ def _notes(model: nn.Module) -> dict[str, str]:
 
 def _without_graph(without: Refusal | None) -> dict[str, str]:
     """Why there is no graph to look at yet; Dynamo's may be there all the same."""
-    return {} if without is None else {"graph": f"noble_fx.programs(model, *inputs) makes one; without: {without.reason}"}
+    return (
+        {} if without is None else {"graph": f"noble_fx.programs(model, *inputs) makes one; without: {without.reason}"}
+    )

@@ -22,6 +22,7 @@ from noble_fx.sites.find import LinearMap
 from noble_fx.sites.from_file import read_sites
 from noble_fx.sites.site import Site
 
+
 def sites(model: nn.Module | str | Path, config: NobleConfig | None = None, **settings: Any) -> tuple[Site, ...]:
     """Every linear map found in `model`, chosen or not, with the reason; never raises for an unsuitable one.
 

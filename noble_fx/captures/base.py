@@ -8,9 +8,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -53,7 +54,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a transform will do: the settings, `capture` resolved, every site, and what the capture has to build from."""
+    """What a transform will do: the settings (`capture` is a name by now), every site, and what the capture builds from."""
 
     config: NobleConfig
     sites: tuple[Site, ...]
@@ -99,12 +100,22 @@ class Capture(ABC):
             done += steps
         return done
 
-    def disabled(self, module: nn.Module) -> AbstractContextManager[None]:
+    @contextmanager
+    def disabled(self, module: nn.Module) -> Iterator[None]:
         """Inside, a module that it holds runs the base model's graphs."""
-        return nullcontext()
+        running = [(graph_module, graph_module.graph) for graph_module in self.graphs(module).values()]
+        try:
+            for graph_module, graph in running:
+                graph_module.graph = copy.deepcopy(graph)
+                run_passes(graph_module, PIPELINES["base"])
+            yield
+        finally:
+            for graph_module, graph in running:
+                graph_module.graph = graph
 
     def remove(self, module: nn.Module) -> None:
-        """Undo `build`: a module that it holds runs its own forward again. The branches are taken out afterwards."""
+        """Undo `build`: nothing that a module which it holds runs needs a branch. They are taken out afterwards."""
+        self.rewrite(module, "base")
 
     def inputs(self, module: nn.Module) -> dict[str, Any] | None:
         """The example inputs as plain JSON values, for `save`; None where none were needed."""

@@ -80,7 +80,11 @@ class Export(Capture):
         return model
 
     def maps(self, model: Any) -> list[LinearMap]:
-        return find_maps(model, graphs=list(model.noble_graphs.base.values())) if self.holds(model) else super().maps(model)
+        return (
+            find_maps(model, graphs=list(model.noble_graphs.base.values()))
+            if self.holds(model)
+            else super().maps(model)
+        )
 
     def holds(self, module: nn.Module) -> bool:
         return isinstance(module, ExportedModel)
@@ -254,9 +258,7 @@ def _call(model: nn.Module, bound: Bound, programs: dict[str, ExportedProgram]) 
         names=tuple(n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD),
         keyword_only=(*keyword_only, *(n for n in bound.arguments if n not in parameters)),  # taken by **kwargs
         examples=pytree.tree_unflatten(fixed, spec),
-        defaults={
-            n: p.default for n, p in parameters.items() if n not in bound.arguments and p.default is not p.empty
-        },
+        defaults={n: p.default for n, p in parameters.items() if n not in bound.arguments and p.default is not p.empty},
         out_specs={mode: program.call_spec.out_spec for mode, program in programs.items()},
         notes=(f"inputs {', '.join(dynamic)} (* is any size)", *bound.notes),
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from torch import fx, nn
@@ -16,8 +15,6 @@ from noble_fx.captures.in_place import OverUsersClass, enter_class, leave_class
 from noble_fx.captures.tracing import trace
 from noble_fx.config import NobleConfig
 from noble_fx.errors import Refusal
-from noble_fx.passes.pipeline import PIPELINES
-from noble_fx.passes.rule import run_passes
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import LinearMap, find_maps
 from noble_fx.sites.roles_from_graph import roles_from_graph
@@ -96,17 +93,6 @@ class Fx(Capture):
     def graphs(self, module: Any) -> dict[str, fx.GraphModule]:
         return {"": module}
 
-    @contextmanager
-    def disabled(self, module: Any) -> Iterator[None]:
-        graph, history = module.graph, module.meta.get(HISTORY, ())
-        try:
-            module.graph = copy.deepcopy(graph)
-            run_passes(module, PIPELINES["base"])
-            yield
-        finally:
-            module.graph = graph
-            module.meta[HISTORY] = history
-
     def remove(self, module: Any) -> None:
         leave_class(module)
 
@@ -115,7 +101,9 @@ def _check_names(model: nn.Module) -> None:
     if isinstance(model, fx.GraphModule):
         raise Declined("it is a GraphModule already")
     taken = {name for name in vars(fx.GraphModule) if not name.startswith("__")} | graph_attributes()
-    own = {name for kind in type(model).__mro__ if kind not in nn.Module.__mro__ for name in vars(kind)} | set(vars(model))
+    own = {name for kind in type(model).__mro__ if kind not in nn.Module.__mro__ for name in vars(kind)} | set(
+        vars(model)
+    )
     members = {*model._modules, *model._parameters, *model._buffers}
     if both := sorted(taken & (own | members)):
         raise Declined(f"it has {both[0]!r}, which is a GraphModule's own word")

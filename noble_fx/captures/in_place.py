@@ -87,7 +87,7 @@ def enter_class(model: nn.Module, base: type[OverUsersClass], **members: Any) ->
         namespace.update(noble_class=user, __module__=base.__module__, __doc__=user.__doc__, __new__=new, **members)
 
     try:
-        model.__class__ = types.new_class(user.__name__, (base, user), {}, fill)  # type: ignore[assignment]
+        model.__class__ = types.new_class(user.__name__, (base, user), {}, fill)
     except TypeError as error:
         raise CaptureError(f"{user.__qualname__} cannot be a base of a class that runs graphs: {error}") from error
 

@@ -1,6 +1,6 @@
 """A graph of a model of modules, made to be looked at: nothing runs it, and nothing of the model changes.
 
-    the model --copied without values--> base model --traced--> graph --branches back, passes "train"--> program
+the model --copied without values--> base model --traced--> graph --branches back, passes "train"--> program
 """
 
 from __future__ import annotations

@@ -33,8 +33,9 @@ def meta_copy(model: nn.Module) -> nn.Module:
 @contextmanager
 def without_branches(model: nn.Module) -> Iterator[None]:
     """Inside, the layers of `model` have their own classes and no branches: what a capture traces."""
-    held = [(module, type(module), module._modules["noble"]) for module in carriers(model)]
-    for module, _, _ in held:
+    held: list[tuple[nn.Module, Any, Any]] = []
+    for module in list(carriers(model)):
+        held.append((module, type(module), module._modules["noble"]))
         detach(module)
     try:
         yield

@@ -39,7 +39,9 @@ def asked(name: str) -> Iterator[tuple[str, Capture]]:
     """The captures that `capture=name` asks, in order."""
     for each in AUTO if name == "auto" else (name,):
         if each not in _TABLE:
-            raise ConfigError(f"capture={each!r} is not registered in this process; call noble_fx.captures.register_capture")
+            raise ConfigError(
+                f"capture={each!r} is not registered in this process; call noble_fx.captures.register_capture"
+            )
         yield each, _TABLE[each]
 
 

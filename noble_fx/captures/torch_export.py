@@ -1,4 +1,4 @@
-"""What everything that calls `torch.export` here shares: quiet, dynamic sizes, no cache, and the first cause in one line."""
+"""What everything that calls `torch.export` here shares: quiet, dynamic sizes, no cache, the first cause in a line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def user_inputs(program: ExportedProgram) -> list[Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters print progress and half-made graphs, and warn about their own internals; errors say what matters."""
+    """Exporters print progress and half-made graphs and warn about their own internals; errors say what matters."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -59,7 +59,7 @@ def quiet() -> Iterator[None]:
 
 
 def bound_arguments(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Each argument by its name, those of `**kwargs` too; `*args` stays one tuple. Raises `TypeError` as a call does."""
+    """Each argument by its name, those of `**kwargs` too; `*args` is one tuple. Raises `TypeError` as a call does."""
     signature = inspect.signature(model.forward)
     arguments = dict(signature.bind(*args, **kwargs).arguments)
     for name, parameter in signature.parameters.items():

@@ -109,7 +109,9 @@ def _by_argument(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
         return bound_arguments(model, args, kwargs)
     except TypeError as error:
         signature = inspect.signature(model.forward)
-        raise ExportError(f"the example inputs do not fit forward{signature}: {error}; correct args or kwargs") from None
+        raise ExportError(
+            f"the example inputs do not fit forward{signature}: {error}; correct args or kwargs"
+        ) from None
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------
@@ -124,7 +126,8 @@ def rewrite(program: ExportedProgram, pipeline: str) -> tuple[ExportedProgram, l
     steps = run_passes(module, rules)
     if all(step.skipped for step in steps):
         return program, steps
-    return export_program(module, *program.example_inputs, _same_shapes(program)), steps
+    args, kwargs = program.example_inputs
+    return export_program(module, args, kwargs, _same_shapes(program)), steps
 
 
 def lower(program: ExportedProgram) -> ExportedProgram:

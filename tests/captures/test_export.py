@@ -275,7 +275,11 @@ def test_the_same_seed_gives_the_same_branches_in_every_capture():
 @pytest.mark.parametrize("capture", ["auto", "modules", "fx"])
 @pytest.mark.parametrize(
     "given",
-    [{"example_inputs": (tokens(),)}, {"example_kwargs": {"idx": tokens()}}, {"dynamic_shapes": {"idx": {0: Dim.AUTO}}}],
+    [
+        {"example_inputs": (tokens(),)},
+        {"example_kwargs": {"idx": tokens()}},
+        {"dynamic_shapes": {"idx": {0: Dim.AUTO}}},
+    ],
     ids=["inputs", "kwargs", "shapes"],
 )
 def test_example_inputs_are_for_this_capture_alone(capture, given):

@@ -22,8 +22,6 @@ def reloaded(model: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
-
-
 def test_accepts_what_is_faithful_and_keeps_dropout_alive():
     model = tiny()
     captured = noble_fx.transform(model, rank=4, capture="fx")

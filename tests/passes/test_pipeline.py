@@ -100,7 +100,7 @@ def test_passes_leave_other_linears_and_additions_alone():
             return F.linear(x, self.weight) + self.chosen(x)
 
     torch.manual_seed(0)
-    model = noble_fx.transform(Other(), rank=2)
+    model = noble_fx.transform(Other(), rank=2, capture="fx")
     assert calls(model) == [F.linear, LINEAR, operator.add]
     assert ("insert_branch", "not selected") in [(s.rule, s.skipped) for s in noble_fx.programs(model)[0].history]
     assert ("fuse_branch", "not a branch") in [(s.rule, s.skipped) for s in noble_fx.programs(model)[0].history]
@@ -116,7 +116,7 @@ def test_a_shared_layer_becomes_two_nodes_with_one_branch():
             return self.layer(torch.relu(self.layer(x)))
 
     torch.manual_seed(0)
-    model, x = loud(noble_fx.transform(Shared(), rank=2)), torch.randn(3, 8)
+    model, x = loud(noble_fx.transform(Shared(), rank=2, capture="fx")), torch.randn(3, 8)
     assert calls(model) == [LINEAR, torch.relu, LINEAR]
     assert sum(1 for name, _ in model.named_parameters() if name.endswith("noble.up")) == 1
     layer = model.layer
