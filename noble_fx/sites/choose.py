@@ -54,8 +54,8 @@ def _decide(linear_map: LinearMap, wanted: str, excluded: str, config: NobleConf
         return replace(site, reason=linear_map.unsuitable.reason)
     if linear_map.unsuitable:
         raise ConfigError(
-            f"the weight of {site.fqn!r} is {linear_map.unsuitable}; a branch is trained together with its layer: transform "
-            f"the model before quantizing it, or leave the layer out with exclude={re.escape(site.fqn)!r}"
+            f"the weight of {site.fqn!r} is {linear_map.unsuitable}; a branch is trained together with its layer: "
+            f"transform the model before quantizing it, or leave the layer out with exclude={re.escape(site.fqn)!r}"
         )
     eager = linear_map.eager.reason if linear_map.eager else ""
     return replace(site, selected=True, reason=wanted, action=action, unfused=eager)
@@ -82,10 +82,7 @@ def _wanted(maps: list[LinearMap], config: NobleConfig) -> list[str]:
         has_blocks = any(linear_map.in_block for linear_map in maps)
         return [_group_reason(select, linear_map, has_blocks) for linear_map in maps]
     if isinstance(select, str):
-        return [
-            f"matches select={select!r}" if any(re.search(select, n) for n in _names(linear_map)) else ""
-            for linear_map in maps
-        ]
+        return [f"matches select={select!r}" if matches else "" for matches in _matches(maps, select)]
     if callable(select):
         return ["chosen by select(site)" if select(linear_map.site) else "" for linear_map in maps]
     return _by_name(maps, list(select), "select")
@@ -120,20 +117,22 @@ def _excluded(maps: list[LinearMap], config: NobleConfig) -> list[str]:
         return [""] * len(maps)
     if not isinstance(exclude, str):
         return _by_name(maps, list(exclude), "exclude")
-    hits = [
-        f"matches exclude={exclude!r}" if any(re.search(exclude, n) for n in _names(linear_map)) else ""
-        for linear_map in maps
-    ]
-    if not any(hits):
+    matched = _matches(maps, exclude)
+    if not any(matched):
         names = [linear_map.site.fqn for linear_map in maps]
         raise ConfigError(
             f"exclude={exclude!r} matches no linear layer{nearest(exclude, names)}; drop it or correct it"
         )
-    return hits
+    return [f"matches exclude={exclude!r}" if matches else "" for matches in matched]
+
+
+def _matches(maps: list[LinearMap], pattern: str) -> list[bool]:
+    """Per map: whether the pattern is found in a name of its."""
+    return [any(re.search(pattern, name) for name in _names(linear_map)) for linear_map in maps]
 
 
 def _check_pattern(maps: list[LinearMap], config: NobleConfig) -> None:
     for pattern in config.rank_pattern or {}:
-        if not any(re.search(pattern, name) for linear_map in maps for name in _names(linear_map)):
+        if not any(_matches(maps, pattern)):
             names = [linear_map.site.fqn for linear_map in maps]
             raise ConfigError(f"rank_pattern {pattern!r} matches no linear layer{nearest(pattern, names)}")
