@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from noble_fx import NobleLinear, schema
-from noble_fx.runtime.autotune import Way
+from noble_fx.runtime.autotune import Variant
 from noble_fx.runtime.layer_kernels import LayerKernels
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
-def take(monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
-    """Every choice is this way: of the product, and of the branch's weight gradients."""
-    monkeypatch.setattr(LayerKernels, "forward_ways", lambda self: ([way[:1]], way[:1]))
-    monkeypatch.setattr(LayerKernels, "backward_ways", lambda self, needs: ([way], way))
+def take(monkeypatch: pytest.MonkeyPatch, variant: Variant) -> None:
+    """Every choice is this variant: of the product, and of the branch's weight gradients."""
+    monkeypatch.setattr(LayerKernels, "forward_variants", lambda self: ([variant[:1]], variant[:1]))
+    monkeypatch.setattr(LayerKernels, "backward_variants", lambda self, needs: ([variant], variant))
 
 
 def layer_of(
