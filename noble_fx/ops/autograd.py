@@ -38,13 +38,14 @@ class Recomputed:
 
 class _RecomputedFunction(torch.autograd.Function):
     @staticmethod
-    def forward(operator: Recomputed, count: int, key: str, *flat: Any) -> tuple[Tensor, ...]:
-        y, h = operator.forward(*operator.arguments(Operands.from_flat(flat, count, key)))
+    def forward(operator: Recomputed, arguments: Sequence[Any], count: int, *flat: Any) -> tuple[Tensor, ...]:
+        y, h = operator.forward(*arguments)  # `flat` is the same tensors, where autograd sees them
         return (*y, h) if operator.grouped else (y, h)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.operator, ctx.count, ctx.key, *flat = inputs
+        ctx.operator, arguments, ctx.count, *flat = inputs
+        ctx.key = arguments[-1]
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*flat, output[-1])
@@ -98,7 +99,7 @@ def autograd_rule(operator: Recomputed) -> Callable[..., Any]:
             operands = operator.read(arguments)
             flat = operands.flat()
             if any(tensor is not None and tensor.requires_grad for tensor in flat):
-                y = _RecomputedFunction.apply(operator, len(operands.sites), operands.key, *flat)[:-1]
+                y = _RecomputedFunction.apply(operator, arguments, len(operands.sites), *flat)[:-1]
                 return list(y) if operator.grouped else y[0]
         with torch._C._AutoDispatchBelowAutograd():
             return operator.call(*arguments)

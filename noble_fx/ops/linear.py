@@ -57,7 +57,11 @@ def _program(h: Tensor, act_key: str) -> ActivationProgram:
 
 
 def _widen(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
+    return [_cast(tensor, dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)  # a call of `to` costs a microsecond even for nothing
 
 
 def forward(
@@ -77,14 +81,14 @@ def forward(
 
 def bottleneck(x: Tensor, down: Tensor, down_bias: Tensor | None) -> Tensor:
     """h [.., r] = x Dᵀ + d, in float32 or better."""
-    return F.linear(x, down, down_bias).to(wide_dtype(x))
+    return _cast(F.linear(x, down, down_bias), wide_dtype(x))
 
 
 def linear_with_branch(
     x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, act: Sequence[Tensor], act_key: str
 ) -> Tensor:
     """y [.., N] = x Wᵀ + b + σ(h) Uᵀ."""
-    t = _program(h, act_key).forward(rows_of(h), *_widen(act, h.dtype)).to(x.dtype)
+    t = _cast(_program(h, act_key).forward(rows_of(h), *_widen(act, h.dtype)), x.dtype)
     # The same call as the plain layer's, then an accumulation: with U = 0 the result is the plain layer's bit for bit.
     y = F.linear(x, weight, bias).contiguous()
     y.view(-1, y.shape[-1]).addmm_(t, up.t())
@@ -120,11 +124,13 @@ def gradients(
     """
     x, (site,), (need,) = rows_of(operands.x), operands.sites, needs.sites
     dy, h = rows_of(dy), rows_of(h)
-    t, dh, *d_act = _program(h, operands.key).backward(h, *_widen(site.act, h.dtype), (dy @ site.up).to(h.dtype))
-    t, dh = t.to(x.dtype), dh.to(x.dtype)
+    t, dh, *d_act = _program(h, operands.key).backward(h, *_widen(site.act, h.dtype), _cast(dy @ site.up, h.dtype))
+    t, dh = _cast(t, x.dtype), _cast(dh, x.dtype)
     if needs.x:
         sum_of_sites = dy @ site.weight if dx is None else rows_of(dx).addmm_(dy, site.weight)
         dx = sum_of_sites.addmm_(dh, site.down).view(operands.x.shape)
+    triples = zip(d_act, site.act, need.act, strict=False)  # buffers, which have no gradient, are the last of `act`
+    d_parameters = [_cast(gradient, tensor.dtype) if wanted else None for gradient, tensor, wanted in triples]
     buffers = [None] * (len(site.act) - len(d_act))
     of_site: SiteOperands[Tensor | None] = SiteOperands(
         weight=dy.t() @ x if need.weight else None,
@@ -132,7 +138,7 @@ def gradients(
         down=dh.t() @ x if need.down else None,
         down_bias=dh.sum(0) if need.down_bias else None,
         up=dy.t() @ t if need.up else None,
-        act=(*(g.to(p.dtype) if n else None for g, p, n in zip(d_act, site.act, need.act, strict=False)), *buffers),
+        act=(*d_parameters, *buffers),
     )
     return Operands(dx, (of_site,))
 
