@@ -1,7 +1,7 @@
 """The generated kernels on a GPU, against the eager branch in float64. Without a GPU every test here is skipped.
 
-What they compute is also tested without one, under Triton's interpreter (`tests/runtime/test_cuda_operator.py`), and
-that they compile, for GPUs that are not there (`tests/codegen/test_resources.py`). Here are the things that only a GPU
+What they compute is also tested without one, under Triton's interpreter (`tests/ops/test_cuda.py`), and that they
+compile, for GPUs that are not there (`tests/codegen/report/test_resources.py`). Here are the things that only a GPU
 shows: the compiled code's numbers, streams, CUDA graphs, torch.compile, and measuring.
 """
 
@@ -16,7 +16,7 @@ from noble_fx import NobleLinear, schema
 from noble_fx.ops import cuda
 from noble_fx.runtime import autotune, layer_kernels
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.fused_layer import check, check_group, exact_of, given, layer_of, near, strided, take
+from tests.fused_layer import arguments, check, check_group, exact_of, layer_of, near, strided, take
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here: these tests were not run")
@@ -115,7 +115,7 @@ def test_tf32_is_used_where_pytorch_is_told_to(monkeypatch):
     take(monkeypatch, VARIANTS[0])
     layer = on_gpu(torch.float32)
     x = rows(300, 256, torch.float32)
-    *tensors, act, key = given(layer, x)
+    *tensors, act, key = arguments(layer, x)
     kernels = cuda.kernels_for([*tensors, *act], 1, key, True, True)
     assert kernels is not None
     assert kernels.plan.precision == "tf32"
@@ -244,7 +244,7 @@ def test_compiled(backend, mode, launched):
 
 def test_opcheck():
     layer = on_gpu(torch.float32, in_features=48, out_features=40, rank=8)
-    torch.library.opcheck(schema.LINEAR, given(layer, rows(30, 48, torch.float32).requires_grad_()))
+    torch.library.opcheck(schema.LINEAR, arguments(layer, rows(30, 48, torch.float32).requires_grad_()))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -14,7 +14,7 @@ from noble_fx import NobleLinear, schema
 from noble_fx.ops import cuda
 from noble_fx.runtime import autotune
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.fused_layer import TOLERANCE, check, check_group, exact_of, given, layer_of, near, strided, take
+from tests.fused_layer import TOLERANCE, arguments, check, check_group, exact_of, layer_of, near, strided, take
 from tests.models import Gamma
 
 pytest.importorskip("triton")
@@ -112,12 +112,12 @@ def test_output_gradients_of_any_layout(monkeypatch, gradient, variant):
 def test_a_weight_stored_the_other_way_round(monkeypatch, variant):
     take(monkeypatch, variant)
     layer = layer_of()
-    arguments = given(layer, torch.randn(37, 40))
-    arguments[1] = layer.weight.detach().t().contiguous().t().requires_grad_()
-    torch.testing.assert_close(schema.LINEAR(*arguments), layer(arguments[0]), rtol=1e-5, atol=1e-5)
+    operands = arguments(layer, torch.randn(37, 40))
+    operands[1] = layer.weight.detach().t().contiguous().t().requires_grad_()
+    torch.testing.assert_close(schema.LINEAR(*operands), layer(operands[0]), rtol=1e-5, atol=1e-5)
     dy = torch.randn(37, 72)
-    (found,) = torch.autograd.grad(schema.LINEAR(*arguments), arguments[1], dy)
-    (wanted,) = torch.autograd.grad(layer(arguments[0]), layer.weight, dy)
+    (found,) = torch.autograd.grad(schema.LINEAR(*operands), operands[1], dy)
+    (wanted,) = torch.autograd.grad(layer(operands[0]), layer.weight, dy)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -253,8 +253,8 @@ def test_double_backward_and_no_grad(on_cpu):
 
 def test_opcheck():
     layer = layer_of(in_features=24, out_features=20, rank=4)
-    arguments = given(layer, torch.randn(2, 3, 24, requires_grad=True))
-    torch.library.opcheck(schema.LINEAR, arguments, test_utils=["test_schema", "test_faketensor"])
+    operands = arguments(layer, torch.randn(2, 3, 24, requires_grad=True))
+    torch.library.opcheck(schema.LINEAR, operands, test_utils=["test_schema", "test_faketensor"])
 
 
 # --- several layers that read one x ----------------------------------------------------------------------------------
