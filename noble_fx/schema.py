@@ -13,7 +13,8 @@ linear_group_backward  one gradient per input: x, weight…, bias…, down…, d
 
 A group is all with a bias or all without: `bias` and `down_bias` then are empty lists, as `bias` is None for one linear
 map. `needs` and the gradients have G places for either nonetheless (False, empty tensor), in the flat order of
-`ops/operands.py`, so a place means the same whatever is absent. `act` is the tensors of the first site's σ, then those of the next.
+`ops/operands.py`, so a place means the same whatever is absent. `act` is the tensors of the first site's σ, then those
+of the next.
 """
 
 from __future__ import annotations
