@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from noble_fx.passes.rule import Target
+from noble_fx.passes.match import ModelGraph
 
 _IN_PLACE = {
     operator.setitem, operator.delitem, operator.iadd, operator.isub, operator.imul, operator.itruediv,
@@ -20,13 +20,13 @@ _ONLY_CHECK = ("_assert", "sym_constrain")  # impure to fx, which must not remov
 _KNOWN = ("torch", "operator", "_operator", "math", "builtins")  # other libraries' functions may do anything
 
 
-def has_effect(node: fx.Node, target: Target) -> bool:
+def has_effect(node: fx.Node, graph: ModelGraph) -> bool:
     """True unless it is clear that neighbours of `node` may be moved across it."""
     if node.op == "call_method":
         name = str(node.target)
         return (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__iadd__", "__imul__")
     if node.op == "call_module":
-        module = target.module(node.target)
+        module = graph.module(node.target)
         return module is None or any(getattr(part, "inplace", False) for part in module.modules())
     return node.op == "call_function" and _function_has_effect(node)
 

@@ -117,4 +117,4 @@ def test_what_is_no_linear_map_is_skipped_with_its_reason(one: Rule, arguments, 
 
 def test_every_rule_states_its_law():
     for one in (expose_product, insert_channel_branch, insert_expert_branch, insert_einsum_branch):
-        assert "->" in one.law
+        assert "->" in one.rewrite

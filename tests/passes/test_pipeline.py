@@ -135,18 +135,18 @@ def test_meta_is_carried_over():
 
 def test_the_driver_writes_what_it_did_and_removes_what_is_dead():
     @rule(torch.relu)
-    def swap_relu(build, node, target):
+    def swap_relu(build, node, graph):
         """relu(x)  ->  gelu(x)"""
         return build.call(F.gelu, *node.args)
 
     @rule(nn.Linear)
-    def refuse(build, node, target):
+    def refuse(build, node, graph):
         """layer(x)  ->  layer(x)"""
         return Skip("no reason")
 
     model = fx.symbolic_trace(TwoLayers())
     steps = run_passes(model, [swap_relu, refuse])
-    assert swap_relu.law == "relu(x)  ->  gelu(x)"
+    assert swap_relu.rewrite == "relu(x)  ->  gelu(x)"
     assert [(s.rule, s.before, s.after, s.skipped) for s in steps] == [
         ("swap_relu", "relu(chosen)", "gelu(chosen)", ""),
         ("refuse", "chosen(x)", "", "no reason"),
@@ -157,7 +157,7 @@ def test_the_driver_writes_what_it_did_and_removes_what_is_dead():
 
 @pytest.mark.parametrize("one", [one for rules in PIPELINES.values() for one in rules], ids=lambda one: one.name)
 def test_every_pass_states_its_law(one):
-    assert "->" in one.law
+    assert "->" in one.rewrite
 
 
 def test_the_history_of_a_transform():

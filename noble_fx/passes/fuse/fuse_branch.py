@@ -10,16 +10,24 @@ from torch import fx
 from torch.nn import functional as F
 
 from noble_fx.branches.noble import NobleBranch
+from noble_fx.passes.build import Build
+from noble_fx.passes.example import Example, branch_operands
 from noble_fx.passes.history import Skip
-from noble_fx.passes.rule import Answer, Build, Target, rule
+from noble_fx.passes.match import ModelGraph
+from noble_fx.passes.rule import Answer, rule
 from noble_fx.schema import LINEAR
 
+_EXAMPLE = Example(
+    before=lambda m, x: F.linear(x, m.weight, m.bias) + m.noble(x),
+    after=lambda m, x: LINEAR(x, m.weight, m.bias, *branch_operands(m.noble)),
+)
 
-@rule(operator.add)
-def fuse_branch(build: Build, node: fx.Node, target: Target) -> Answer:
+
+@rule(operator.add, example=_EXAMPLE)
+def fuse_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """linear(x, w, b) + noble(x)  ->  noble_fx::linear(x, w, b, D, d, U, σ's tensors, σ's key)"""
     linear, call = node.args
-    branch = target.branch(call)
+    branch = graph.branch(call)
     if branch is None or not isinstance(linear, fx.Node) or linear.target is not F.linear:
         return Skip("not a branch")
     if branch.unfused:

@@ -6,12 +6,15 @@ from typing import Any, cast
 
 from torch import fx
 
-from noble_fx.passes.rule import Answer, Build, Target, rule
+from noble_fx.passes.build import Build
+from noble_fx.passes.fuse.share_input import EXAMPLE
+from noble_fx.passes.match import ModelGraph
+from noble_fx.passes.rule import Answer, rule
 from noble_fx.schema import LINEAR, LINEAR_GROUP
 
 
-@rule(LINEAR_GROUP)
-def split_group(build: Build, node: fx.Node, target: Target) -> Answer:
+@rule(LINEAR_GROUP, example=EXAMPLE.reversed())
+def split_group(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """getitem(linear_group(x, [w…], …), i)  ->  noble_fx::linear(x, wᵢ, …)"""
     x, *fields, act, key = cast("tuple[Any, ...]", node.args)
     count = len(fields[0])

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
+from noble_fx.passes.build import Build
+from noble_fx.passes.example import Example, branch_operands
 from noble_fx.passes.history import Skip
-from noble_fx.passes.rule import Answer, Build, Target, rule
+from noble_fx.passes.match import ModelGraph
+from noble_fx.passes.rule import Answer, rule
 from noble_fx.schema import JOINED_DOWN, LINEAR
 
 STORED_TWICE = "another product reads the same matrix, which would be stored twice"
 
 
-@rule(LINEAR)
-def join_down(build: Build, node: fx.Node, target: Target) -> Answer:
+_EXAMPLE = Example(
+    before=lambda m, x: LINEAR(x, m.weight, m.bias, *branch_operands(m.noble)),
+    after=lambda m, x: JOINED_DOWN(x, m.joined_weight, m.joined_bias, *branch_operands(m.noble)[2:]),
+    truth=lambda m, x: F.linear(x, m.weight, m.bias) + m.noble(x),
+)
+
+
+@rule(LINEAR, example=_EXAMPLE)
+def join_down(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """linear(x, W, b, D, d, U, σ)  ->  joined_down(x, [W; D], [b; d], U, σ), where W and D are read here alone"""
     x, weight, bias, down, down_bias, up, act, key = node.args
-    found = target.constants(weight, bias, down, down_bias)
+    found = graph.constants(weight, bias, down, down_bias)
     if isinstance(found, Skip):
         return found
-    if not target.sole_reader(weight, node) or not target.sole_reader(down, node):
+    if not graph.sole_reader(weight, node) or not graph.sole_reader(down, node):
         return Skip(STORED_TWICE)
     w, b, d, c = found
     if w.dtype != d.dtype:

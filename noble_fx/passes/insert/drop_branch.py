@@ -8,13 +8,22 @@ from typing import Any, cast
 from torch import fx
 from torch.nn import functional as F
 
+from noble_fx.passes.build import Build
+from noble_fx.passes.example import Example, branch_operands
 from noble_fx.passes.history import Skip
-from noble_fx.passes.rule import Answer, Build, Target, rule
+from noble_fx.passes.match import ModelGraph
+from noble_fx.passes.rule import Answer, rule
 from noble_fx.schema import LINEAR, LINEAR_GROUP
 
+_EXAMPLE = Example(
+    before=lambda m, x: LINEAR(x, m.weight, m.bias, *branch_operands(m.noble)),
+    after=lambda m, x: F.linear(x, m.weight, m.bias),
+    truth=lambda m, x: F.linear(x, m.weight, m.bias),
+)
 
-@rule(LINEAR, LINEAR_GROUP, operator.add)
-def drop_branch(build: Build, node: fx.Node, target: Target) -> Answer:
+
+@rule(LINEAR, LINEAR_GROUP, operator.add, example=_EXAMPLE)
+def drop_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """noble_fx::linear(x, w, b, …)  ->  linear(x, w, b), each of a linear_group, and linear(x, w, b) + noble(x)"""
     if node.target is LINEAR:
         x, weight, bias, *_ = cast("tuple[Any, ...]", node.args)
@@ -24,7 +33,7 @@ def drop_branch(build: Build, node: fx.Node, target: Target) -> Answer:
         plain = list(zip(weights, map(_without_up_bias, biases or [None] * len(weights)), strict=True))
         return {user: build.call(F.linear, x, *plain[user.args[1]]) for user in list(node.users)}  # type: ignore[index]
     linear, call = node.args
-    if target.branch(call) is None or not isinstance(linear, fx.Node):
+    if graph.branch(call) is None or not isinstance(linear, fx.Node):
         return Skip("not a branch")
     return linear
 

@@ -7,15 +7,26 @@ import operator
 
 from torch import fx
 
+from noble_fx.passes.build import Build
+from noble_fx.passes.example import IN, OUT, Example, parameter
 from noble_fx.passes.history import Skip
-from noble_fx.passes.rule import Answer, Build, Target, rule
+from noble_fx.passes.match import ModelGraph
+from noble_fx.passes.rule import Answer, rule
 from noble_fx.sites.products import EINSUM, parse_einsum
 
+_EXAMPLE = Example(
+    before=lambda m, x: EINSUM("kb,kn->bn", [x, m.w]),
+    after=lambda m, x: EINSUM("kb,kn->bn", [x, m.w]) + m.noble.w(x.permute([1, 0])).permute([0, 1]),
+    truth=lambda m, x: x.t() @ m.w + m.noble.w(x.t()),
+    model=parameter(IN, OUT),
+    inputs=((IN, 5),),
+)
 
-@rule(EINSUM)
-def insert_einsum_branch(build: Build, node: fx.Node, target: Target) -> Answer:
+
+@rule(EINSUM, example=_EXAMPLE)
+def insert_einsum_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """einsum("…k…,…kn… -> …n…", x, w)  ->  einsum(…) + noble(x with k last), its n where the result has them"""
-    found = target.product(node)
+    found = graph.product(node)
     if isinstance(found, Skip):
         return found
     product, path = found
@@ -23,7 +34,7 @@ def insert_einsum_branch(build: Build, node: fx.Node, target: Target) -> Answer:
     x, w = (one, other) if node.args[1][0] is product.x else (other, one)  # type: ignore[index]
     inner, outer = ([w[i] for i in positions] for positions in (product.inner, product.outer))
     sizes = [stop - start for _, start, stop in product.view.axes]
-    shape = target.shape_of(product.view.parameter)
+    shape = graph.shape_of(product.view.parameter)
     if shape is None or [sizes[i] for i in product.outer] != [shape[product.view.axes[i][0]] for i in product.outer]:
         return Skip("an einsum with a part of the weight")
     expert = w[product.expert] if product.expert is not None else ""
