@@ -38,7 +38,7 @@ def _function_has_effect(node: fx.Node) -> bool:
     name = str(getattr(function, "__name__", function))
     if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         overloads = [function] if isinstance(function, torch._ops.OpOverload) else _overloads(function)
-        mutable = any(one._schema.is_mutable for one in overloads)
+        mutable = any(overload._schema.is_mutable for overload in overloads)
     else:
         known = (getattr(function, "__module__", None) or "torch").split(".")[0] in _KNOWN
         mutable = not known or name.endswith("_") or _asks_for_change(node)
@@ -51,7 +51,7 @@ def _overloads(packet: torch._ops.OpOverloadPacket) -> list[torch._ops.OpOverloa
 
 def _asks_for_change(node: fx.Node) -> bool:
     """`inplace=True` or `out=…`, by name or by position."""
-    given: dict[str, Any] = dict(node.kwargs)
+    arguments: dict[str, Any] = dict(node.kwargs)
     if inspect.isfunction(node.target):
-        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
-    return bool(given.get("inplace")) or given.get("out") is not None
+        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
+    return bool(arguments.get("inplace")) or arguments.get("out") is not None

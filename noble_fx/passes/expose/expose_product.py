@@ -22,13 +22,11 @@ _EXAMPLE = Example(
 @rule(*(product for product in LINEAR_PRODUCTS if product is not F.linear), example=_EXAMPLE)
 def expose_product(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """aten.linear(x, w, b), addmm(b, x, wᵀ), mm(x, wᵀ), matmul(x, wᵀ)  ->  linear(x, w, b)"""
-    found = graph.product(node)
-    if isinstance(found, Skip):
-        return found
-    product, _ = found
+    site = graph.product(node)
+    if isinstance(site, Skip):
+        return site
+    product, _ = site
     if product.expert is not None:
         return Skip("stacked experts, not one linear map")
-    weight = node.args[2 if node.target is torch.ops.aten.addmm.default else 1]
-    if product.inner == (0,):
-        weight = build.call(torch.t, weight)
+    weight = build.call(torch.t, product.weight) if product.inner == (0,) else product.weight
     return build.call(F.linear, product.x, weight, product.bias)

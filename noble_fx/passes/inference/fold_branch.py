@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from noble_fx.branches.folded import FoldedBranch, fold_constants
+from noble_fx.ops.operands import Operands
 from noble_fx.passes.build import Build
 from noble_fx.passes.example import Example, branch_operands, layer
 from noble_fx.passes.fuse.fuse_branch import fused
@@ -38,12 +39,13 @@ _EXAMPLE = Example(
 @rule(LINEAR, example=_EXAMPLE)
 def fold_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """linear(x, w, b, D, d, U, ω₁ φ₁ M m ω₂ φ₂, cosnet)  ->  linear(x, w, b, D', d', U', M' m', cos∘M'∘cos)"""
-    x, weight, bias, down, _, up, _, key = node.args
-    path = str(down.target).removesuffix(".down") if isinstance(down, fx.Node) and down.op == "get_attr" else ""
+    operands: Operands[Any] = Operands.of_node(node)
+    (site,) = operands.sites
+    path = str(site.down.target).removesuffix(".down") if site.down.op == "get_attr" else ""
     branch = graph.module(path) if path else None
     if not isinstance(branch, FoldedBranch):
         return Skip("its branch is not folded")
-    if key == branch.key:
+    if operands.key == branch.key:
         return Skip("folded already")
-    rows = up.args[1:] if isinstance(up, fx.Node) and up.target is operator.getitem else ()
-    return fused(build, branch, path, x, weight, bias, rows)
+    rows = site.up.args[1:] if site.up.target is operator.getitem else ()
+    return fused(build, branch, path, operands.x, site.weight, site.bias, rows)

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from noble_fx.ops.operands import Operands
 from noble_fx.passes.build import Build
 from noble_fx.passes.example import Example, branch_operands
 from noble_fx.passes.history import Skip
@@ -42,17 +43,19 @@ _EXAMPLE = Example(
 @rule(LINEAR, example=_EXAMPLE)
 def join_up(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """linear(x, W, b, D, d, U, σ)  ->  joined_up(x, [W U], b, D, d, σ), where W and U are read here alone"""
-    x, weight, bias, down, down_bias, up, act, key = node.args
-    found = graph.constants(weight, up)
-    if isinstance(found, Skip):
-        return found
-    if not graph.sole_reader(weight, node) or not graph.sole_reader(up, node):
+    operands: Operands[Any] = Operands.of_node(node)
+    (site,) = operands.sites
+    matrices = graph.constants(site.weight, site.up)
+    if isinstance(matrices, Skip):
+        return matrices
+    if not graph.sole_reader(site.weight, node) or not graph.sole_reader(site.up, node):
         return Skip(STORED_TWICE)
-    w, u = found
+    w, u = matrices
     if w.dtype != u.dtype:
         return Skip(f"W is {w.dtype} and U {u.dtype}")
     width = w.shape[1] + u.shape[1]
     if width * w.element_size() % _SAME_SETS == 0:
         return Skip(f"rows of {width} numbers, a multiple of 4 KiB, fall on the same sets of the cache")
-    joined = build.constant("joined_weight", torch.cat([w, u], dim=1), beside=weight)
-    return build.call(JOINED_UP, x, joined, bias, down, down_bias, act, key)
+    joined = build.constant("joined_weight", torch.cat([w, u], dim=1), beside=site.weight)
+    act = list(site.act)
+    return build.call(JOINED_UP, operands.x, joined, site.bias, site.down, site.down_bias, act, operands.key)

@@ -43,10 +43,10 @@ def merge_view(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     return build.call(aten.reshape.default, x, node.args[1])
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return len(one.shape) == len(other.shape) and all(map(_equal, one.shape, other.shape))
+def _same(before: Tensor, after: Tensor) -> bool:
+    return len(before.shape) == len(after.shape) and all(map(_equal, before.shape, after.shape))
 
 
-def _equal(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
+def _equal(size: int | torch.SymInt, other: int | torch.SymInt) -> bool:
     """Known to be equal; asks the expressions, because comparing symbolic sizes would put a guard on the graph."""
-    return str(one) == str(other)
+    return str(size) == str(other)

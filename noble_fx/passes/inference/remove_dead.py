@@ -25,7 +25,7 @@ def remove_dead(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     changed = graph_module.graph.eliminate_dead_code()
     read = set()  # by module object: one that has two paths is read under either
     for inner in (module for module in graph_module.modules() if isinstance(module, fx.GraphModule)):
-        for path in (str(one.target) for one in inner.graph.nodes if one.op == "get_attr"):
+        for path in (str(attribute.target) for attribute in inner.graph.nodes if attribute.op == "get_attr"):
             owner, _, name = path.rpartition(".")
             read.add((id(inner.get_submodule(owner)), name))
     for module in graph_module.modules():

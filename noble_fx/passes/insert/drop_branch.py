@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, cast
+from typing import Any
 
 from torch import fx
 from torch.nn import functional as F
 
+from noble_fx.ops.operands import Operands
 from noble_fx.passes.build import Build
 from noble_fx.passes.example import Example, branch_operands
 from noble_fx.passes.history import Skip
@@ -25,17 +26,18 @@ _EXAMPLE = Example(
 @rule(LINEAR, LINEAR_GROUP, operator.add, example=_EXAMPLE)
 def drop_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """noble_fx::linear(x, w, b, …)  ->  linear(x, w, b), each of a linear_group, and linear(x, w, b) + noble(x)"""
+    if node.target is operator.add:
+        linear, call = node.args
+        return linear if isinstance(linear, fx.Node) and graph.branch(call) is not None else Skip("not a branch")
+    operands: Operands[Any] = Operands.of_node(node)
+
+    def plain(i: int) -> fx.Node:
+        site = operands.sites[i]
+        return build.call(F.linear, operands.x, site.weight, _without_up_bias(site.bias))
+
     if node.target is LINEAR:
-        x, weight, bias, *_ = cast("tuple[Any, ...]", node.args)
-        return build.call(F.linear, x, weight, _without_up_bias(bias))
-    if node.target is LINEAR_GROUP:
-        x, weights, biases, *_ = cast("tuple[Any, ...]", node.args)
-        plain = list(zip(weights, map(_without_up_bias, biases or [None] * len(weights)), strict=True))
-        return {user: build.call(F.linear, x, *plain[user.args[1]]) for user in list(node.users)}  # type: ignore[index]
-    linear, call = node.args
-    if graph.branch(call) is None or not isinstance(linear, fx.Node):
-        return Skip("not a branch")
-    return linear
+        return plain(0)
+    return {result: plain(int(result.args[1])) for result in list(node.users)}  # type: ignore[arg-type]
 
 
 def _without_up_bias(bias: Any) -> Any:

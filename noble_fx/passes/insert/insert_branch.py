@@ -23,16 +23,16 @@ _EXAMPLE = Example(
 @rule(F.linear, example=_EXAMPLE)
 def insert_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """linear(x, w, b)  ->  linear(x, w, b) + noble(x), and for rows i:j of w those rows of noble"""
-    found = graph.product(node)
-    if isinstance(found, Skip):
-        return found
-    product, path = found
+    site = graph.product(node)
+    if isinstance(site, Skip):
+        return site
+    product, path = site
     if any(graph.branch(other) for user in node.users for other in user.args):
         return Skip("has its branch already")
     if product.view.fixed:
         path = f"{path}.{next(iter(product.view.fixed.values()))}"  # the expert whose matrix this is
     axis, start, stop = product.view.axes[0]
     whole = (start, stop) == (0, graph.shape_of(product.view.parameter)[axis])  # type: ignore[index]
-    again = build.call(F.linear, product.x, node.args[1], product.bias)
+    again = build.call(F.linear, product.x, product.weight, product.bias)
     rows = () if whole else (slice(start, stop),)
     return build.call(operator.add, again, build.module(path, product.x, *rows))

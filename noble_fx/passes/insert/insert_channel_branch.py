@@ -15,6 +15,7 @@ from noble_fx.passes.history import Skip
 from noble_fx.passes.match import ModelGraph
 from noble_fx.passes.rule import Answer, rule
 from noble_fx.sites.products import CONVOLUTIONS
+from noble_fx.sites.views import bound
 
 aten = torch.ops.aten
 
@@ -35,15 +36,15 @@ _EXAMPLE = Example(
 @rule(*CONVOLUTIONS, example=_EXAMPLE)
 def insert_channel_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """conv(x, w [N, K, 1, 1], b)  ->  conv(x, w, b) + movedim(noble(movedim(x, 1, -1)), -1, 1)"""
-    found = graph.product(node)
-    if isinstance(found, Skip):
-        return found
-    product, path = found
+    site = graph.product(node)
+    if isinstance(site, Skip):
+        return site
+    product, path = site
     axis, start, stop = product.view.axes[0]
     if product.view.fixed or (start, stop) != (0, graph.shape_of(product.view.parameter)[axis]):  # type: ignore[index]
         return Skip("a convolution with a part of the weight")
     positions = len(product.view.axes) - 2
-    stride: Any = node.args[3] if len(node.args) > 3 else node.kwargs.get("stride", 1)
+    stride: Any = bound(node)["stride"]
     strides = [stride] * positions if isinstance(stride, int) else list(stride) * (positions if len(stride) == 1 else 1)
     x, channels = product.x, -1 - positions
     if any(step != 1 for step in strides):

@@ -13,6 +13,7 @@ from noble_fx.passes.history import Skip
 from noble_fx.passes.match import ModelGraph
 from noble_fx.passes.rule import Answer, rule
 from noble_fx.sites.products import EXPERT_PRODUCTS, is_grouped
+from noble_fx.sites.views import bound
 
 aten = torch.ops.aten
 
@@ -28,14 +29,14 @@ _EXAMPLE = Example(
 @rule(*EXPERT_PRODUCTS, aten.matmul.default, where=is_grouped, example=_EXAMPLE)
 def insert_expert_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """bmm(x, w [E, K, N])  ->  bmm(x, w) + nobles(x), and grouped(x, w, offsets) + nobles(x, offsets)"""
-    found = graph.product(node)
-    if isinstance(found, Skip):
-        return found
-    product, path = found
+    site = graph.product(node)
+    if isinstance(site, Skip):
+        return site
+    product, path = site
     if product.expert is None:
         return Skip("one linear map, not stacked experts")
     axis, start, stop = product.view.axes[2]
     if (start, stop) != (0, graph.shape_of(product.view.parameter)[axis]):  # type: ignore[index]
         return Skip("a product with a part of the weights")
-    offsets = (node.args[2] if len(node.args) > 2 else node.kwargs["offs"],) if is_grouped(node) else ()
+    offsets = (bound(node)["offs"],) if is_grouped(node) else ()
     return build.call(operator.add, build.again(), build.module(path, product.x, *offsets))
