@@ -206,11 +206,16 @@ def test_a_group_is_not_widened():
     assert reasons(graph_module) == ["the others are a group already"]
 
 
-def test_a_call_with_keywords_is_left_alone():
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    graph.output(graph.call_function(LINEAR, (x,), {"weight": x}))
-    assert reasons(fx.GraphModule(nn.Module(), graph)) == ["called with keywords"]
+def test_arguments_may_be_given_by_name():
+    graph, site, _ = sites_of_one_input()
+    first, second = site(), site(out_features=5)
+    names = [argument.name for argument in LINEAR._schema.arguments]
+    second.kwargs = dict(zip(names[2:], second.args[2:], strict=True))
+    second.args = second.args[:2]
+    own = (second.kwargs["bias"], second.kwargs["up"])
+    assert reasons(finish(graph, first, second)) == ["", ""]
+    (group,) = (node for node in graph.nodes if node.target is LINEAR_GROUP)
+    assert (group.args[2][1], group.args[5][1]) == own
 
 
 def test_parameters_computed_later_cannot_be_read_earlier():
