@@ -55,7 +55,7 @@ def _prepare(branch: NobleBranch, fused: bool) -> None:
     """Draw U large, so that a branch that is lost or doubled cannot hide in a tolerance."""
     with torch.no_grad():
         branch.up.normal_()
-    branch.unfused = "" if fused else "fuse=False"
+    branch.prepare("" if fused else "fuse=False")
 
 
 def branch_operands(branch: Any) -> tuple[Any, ...]:

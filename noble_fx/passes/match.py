@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup
-from noble_fx.branches.noble import NobleBranch
+from noble_fx.errors import Refusal
 from noble_fx.passes.history import Skip
 from noble_fx.sites.products import Product, product_of
 from noble_fx.sites.views import parameter_shapes
@@ -48,7 +49,7 @@ class ModelGraph:
         for fqn, module in self.graph_module.named_modules():
             branch = module._modules.get("noble")
             path = f"{fqn}.noble" if fqn else "noble"
-            if isinstance(branch, NobleBranch):
+            if isinstance(branch, Branch):
                 paths.setdefault(id(module.weight), path)
             elif isinstance(branch, BranchGroup):
                 paths |= {id(module._parameters[name]): f"{path}.{name}" for name in branch}
@@ -61,16 +62,26 @@ class ModelGraph:
         weight = module._parameters.get(name) if module is not None else None
         return self._branch_paths.get(id(weight)) if weight is not None else None
 
-    def branch(self, node: Any) -> NobleBranch | None:
+    def branch(self, node: Any) -> Branch | None:
         """The branch that a `call_module` node runs, or None."""
         module = self.module(node.target) if isinstance(node, fx.Node) and node.op == "call_module" else None
-        return module if isinstance(module, NobleBranch) else None
+        return module if isinstance(module, Branch) else None
+
+    def owning_branch(self, node: Any) -> tuple[str, Branch] | None:
+        """Path and branch that hold the parameter which `node` reads, or None."""
+        path = str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else ""
+        while path:
+            path = path.rpartition(".")[0]
+            module = self.module(path)
+            if isinstance(module, Branch):
+                return path, module
+        return None
 
     def product(self, node: fx.Node) -> tuple[Product, str] | Skip:
         """The product at `node` and the path of its weight's branch; or why there is nothing to do."""
         product = product_of(node, self.shape_of)
-        if isinstance(product, str):
-            return Skip(product)
+        if isinstance(product, Refusal):
+            return Skip(product.reason)
         path = self.branch_of(product.view.parameter) if product is not None else None
         if product is None or path is None:
             return Skip("not selected")

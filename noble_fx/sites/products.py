@@ -19,6 +19,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from noble_fx.errors import Refusal
 from noble_fx.sites.views import SPLITS, ShapeOf, View, bound, parameter_shapes, view_of
 
 aten = torch.ops.aten
@@ -55,6 +56,7 @@ class Weight:
     experts: int
     against: str = ""
     reader: str = ""
+    form: str = ""  # of the products: "linear", "experts", "convolution" or "einsum"
 
 
 # --- products --------------------------------------------------------------------------------------------------------
@@ -70,8 +72,8 @@ _FACTORS: dict[Any, tuple[str, str, str]] = {  # what the operators' schemas cal
 }
 
 
-def product_of(node: fx.Node, shape_of: ShapeOf) -> Product | str | None:
-    """The product at `node` with a parameter as its second factor; None if it is none, a reason if it is unusual."""
+def product_of(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
+    """The product at `node` with a parameter as its second factor; None if it is none, or what is unusual."""
     if node.op != "call_function":
         return None
     if node.target in LINEAR_PRODUCTS:
@@ -83,27 +85,27 @@ def product_of(node: fx.Node, shape_of: ShapeOf) -> Product | str | None:
     return _einsum(node, shape_of) if node.target is EINSUM else None
 
 
-def _linear_product(node: fx.Node, shape_of: ShapeOf) -> Product | str | None:
+def _linear_product(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
     arguments, names = bound(node), _FACTORS[node.target]
     x, weight, bias = (arguments.get(name) for name in names)
     view = view_of(weight, shape_of)
     w_first = node.target in (aten.linear.default, F.linear)
     if view is None and view_of(x, shape_of) is not None and not w_first:
-        return "it multiplies from the left, W x, along another axis than the last"
+        return Refusal("it multiplies from the left, W x, along another axis than the last")
     if view is None or not isinstance(x, fx.Node):
         return None
     if w_first:
         return Product(node, x, weight, view, (1,), (0,), None, bias) if len(view.axes) == 2 else None
     if arguments.get("alpha", 1) != 1 or arguments.get("beta", 1) != 1:
-        return "addmm with factors of its own"
+        return Refusal("addmm with factors of its own")
     if len(view.axes) == 3 and node.target is aten.matmul.default and not view.fixed:
         return Product(node, x, weight, view, (1,), (2,), 0)
     if len(view.axes) != 2:
-        return "a product with a vector"
+        return Refusal("a product with a vector")
     return Product(node, x, weight, view, (0,), (1,), None, bias)
 
 
-def _expert_product(node: fx.Node, shape_of: ShapeOf) -> Product | str | None:
+def _expert_product(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
     arguments = bound(node)
     if node.target in _FACTORS:
         x, weight = (arguments[name] for name in _FACTORS[node.target][:2])
@@ -113,11 +115,11 @@ def _expert_product(node: fx.Node, shape_of: ShapeOf) -> Product | str | None:
     if view is None:
         return None
     if len(view.axes) != 3 or view.fixed or arguments.get("alpha", 1) != 1 or arguments.get("bias") is not None:
-        return "stacked matrices in a product with factors of its own or of an unusual shape"
+        return Refusal("stacked matrices in a product with factors of its own or of an unusual shape")
     return Product(node, x, weight, view, (1,), (2,), 0)
 
 
-def _convolution(node: fx.Node, shape_of: ShapeOf) -> Product | str | None:
+def _convolution(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
     arguments = bound(node)
     weight, padding = arguments["weight"], arguments["padding"]
     view = view_of(weight, shape_of)
@@ -125,9 +127,9 @@ def _convolution(node: fx.Node, shape_of: ShapeOf) -> Product | str | None:
         return None
     kernel = [stop - start for _, start, stop in view.axes[2:]]
     if set(kernel) != {1}:
-        return f"a convolution over {' × '.join(map(str, kernel))} positions, not 1 × 1"
+        return Refusal(f"a convolution over {' × '.join(map(str, kernel))} positions, not 1 × 1")
     if arguments["groups"] != 1 or padding == "same" or any(_sizes(padding)):
-        return "a 1x1 convolution with groups or padding"
+        return Refusal("a 1x1 convolution with groups or padding")
     return Product(node, arguments["input"], weight, view, (1,), (0,), None, arguments["bias"])
 
 
@@ -135,14 +137,14 @@ def _sizes(value: Any) -> list[int]:
     return [value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
 
 
-def _einsum(node: fx.Node, shape_of: ShapeOf) -> Product | str | None:
+def _einsum(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
     equation, factors = (bound(node)[name] for name in ("equation", "tensors"))
     views = [view_of(factor, shape_of) for factor in factors]
     if not any(views):
         return None
     letters = parse_einsum(str(equation))
     if letters is None or len(views) != 2 or all(views):
-        return f"einsum {equation!r}, which is no product of one input with one weight"
+        return Refusal(f"einsum {equation!r}, which is no product of one input with one weight")
     at = 0 if views[0] is not None else 1
     view: Any = views[at]
     x, weight, out = letters[1 - at], letters[at], letters[2]
@@ -153,7 +155,7 @@ def _einsum(node: fx.Node, shape_of: ShapeOf) -> Product | str | None:
     if not experts and len(outer) > 1 and len(weight) == 3 and len(inner) == 1 and out[0] == weight[0]:
         experts, outer = [0], tuple(i for i in outer if i != 0)
     if not inner or not outer or len(experts) > 1 or any(weight[i] not in out for i in experts) or view.fixed:
-        return f"einsum {equation!r}, which is no linear map of its input's features"
+        return Refusal(f"einsum {equation!r}, which is no linear map of its input's features")
     return Product(node, factors[1 - at], factors[at], view, inner, outer, experts[0] if experts else None)
 
 
@@ -177,7 +179,7 @@ def is_grouped(node: fx.Node) -> bool:
 def weights_of(graphs: list[fx.Graph], model: nn.Module) -> dict[str, Weight]:
     """Every parameter of two or more axes that the graphs read, as a linear map or with the reason why it is none."""
     shape_of = parameter_shapes(model)
-    uses: dict[str, list[Product | str | fx.Node]] = {}
+    uses: dict[str, list[Product | Refusal | fx.Node]] = {}
     for graph in graphs:
         for node in graph.nodes:
             view = view_of(node, shape_of) if node.op == "get_attr" else None
@@ -186,7 +188,7 @@ def weights_of(graphs: list[fx.Graph], model: nn.Module) -> dict[str, Weight]:
     return {name: _weight(name, tuple(model.get_parameter(name).shape), read) for name, read in uses.items() if read}
 
 
-def _uses(node: fx.Node, shape_of: ShapeOf) -> Iterator[Product | str | fx.Node]:
+def _uses(node: fx.Node, shape_of: ShapeOf) -> Iterator[Product | Refusal | fx.Node]:
     """Per use of a weight: the product, the reason why it is an unusual one, or the node that is no product with it."""
     for user in node.users:
         if view_of(user, shape_of) is not None:
@@ -205,8 +207,8 @@ def _name(node: fx.Node) -> str:
     return schema.name.replace("::", ".") if schema is not None else str(getattr(node.target, "__name__", node.target))
 
 
-def _weight(name: str, shape: tuple[int, ...], uses: list[Product | str | fx.Node]) -> Weight:
-    against = next((use for use in uses if isinstance(use, str)), "")
+def _weight(name: str, shape: tuple[int, ...], uses: list[Product | Refusal | fx.Node]) -> Weight:
+    against = next((use.reason for use in uses if isinstance(use, Refusal)), "")
     reader = next((f"read by {_name(use)} as well" for use in uses if isinstance(use, fx.Node)), "")
     products = [use for use in uses if isinstance(use, Product)]
     kind = _name(products[0].node) if products else "parameter"
@@ -221,7 +223,16 @@ def _weight(name: str, shape: tuple[int, ...], uses: list[Product | str | fx.Nod
     if not against and any(not _whole(product, shape) for product in products):
         against = "only a part of its input features, or of its experts, is read at a time"
     ins, outs = (math.prod(shape[i] for i in axes) for axes in (inner, outer))
-    return Weight(name, kind, layout, ins, outs, shape[expert] if expert is not None else 0, against, reader)
+    form = _form_name(products[0])
+    return Weight(name, kind, layout, ins, outs, shape[expert] if expert is not None else 0, against, reader, form)
+
+
+def _form_name(product: Product) -> str:
+    if _form(product)[2] is not None:
+        return "experts"
+    if product.node.target in CONVOLUTIONS:
+        return "convolution"
+    return "einsum" if product.node.target is EINSUM else "linear"
 
 
 def _whole(product: Product, shape: tuple[int, ...]) -> bool:

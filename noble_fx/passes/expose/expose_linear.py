@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx, nn
 from torch.nn import functional as F
 
-from noble_fx.layers.linear import Augmented, NobleLinear
+from noble_fx.layers.base import Augmented
+from noble_fx.layers.registry import row_of, why_eager
 from noble_fx.passes import example
 from noble_fx.passes.build import Build
 from noble_fx.passes.history import Skip
@@ -23,9 +26,10 @@ _EXAMPLE = example.Example(
 @rule(Augmented, example=_EXAMPLE)
 def expose_linear(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """layer(x)  ->  linear(x, layer.weight, layer.bias)"""
-    layer = graph.module(node.target)
-    if not isinstance(layer, NobleLinear):
+    layer: Any = graph.module(node.target)
+    row = row_of(layer)
+    if row is None or row.layout != "[N, K]" or why_eager(layer) is not None:
         return Skip(f"{type(layer).__name__} keeps its own forward")
-    x = node.args[0] if node.args else node.kwargs["input"]
+    x = node.args[0] if node.args else next(iter(node.kwargs.values()))
     bias = build.attribute(f"{node.target}.bias") if layer.bias is not None else None
     return build.call(F.linear, x, build.attribute(f"{node.target}.weight"), bias)

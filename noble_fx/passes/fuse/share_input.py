@@ -118,8 +118,11 @@ def _rank(down: fx.Node, graph: ModelGraph) -> int | None:
 
 
 def _movable(arg: fx.Node, anchor: fx.Node, graph: ModelGraph) -> bool:
-    """True for what is there before `anchor`, and for parameters and views of them, which can be read earlier."""
-    return arg < anchor or arg.op == "get_attr" or view_of(arg, graph.shape_of) is not None
+    """True for what is there before `anchor`, and for parameters, views and sums of them, which can be read earlier."""
+    if arg < anchor or arg.op == "get_attr" or view_of(arg, graph.shape_of) is not None:
+        return True
+    sums = arg.target is operator.add  # of a layer's bias and the one of a folded branch
+    return sums and all(_movable(term, anchor, graph) for term in arg.all_input_nodes)
 
 
 def _hoisted(build: Build, operand: fx.Node, graph: ModelGraph) -> fx.Node:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn import functional as F
 
-from noble_fx.branches.folded import FoldedBranch, fold_constants
+from noble_fx.errors import Refusal
 from noble_fx.ops.operands import Operands
 from noble_fx.passes.build import Build
 from noble_fx.passes.example import Example, branch_operands, layer
@@ -24,7 +24,7 @@ def _folded() -> nn.Module:
     """A layer whose branch is folded, and in `before` the branch as it was."""
     model: Any = layer().double()
     model.before = copy.deepcopy(model.noble)
-    fold_constants(model.noble)
+    model.noble.fold()
     return model
 
 
@@ -41,11 +41,13 @@ def fold_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """linear(x, w, b, D, d, U, ω₁ φ₁ M m ω₂ φ₂, cosnet)  ->  linear(x, w, b, D', d', U', M' m', cos∘M'∘cos)"""
     operands: Operands[Any] = Operands.of_node(node)
     (site,) = operands.sites
-    path = str(site.down.target).removesuffix(".down") if site.down.op == "get_attr" else ""
-    branch = graph.module(path) if path else None
-    if not isinstance(branch, FoldedBranch):
+    path, branch = graph.owning_branch(site.down) or ("", None)
+    form = branch.fused_form() if branch is not None and branch.folded else None
+    if form is None:
         return Skip("its branch is not folded")
-    if operands.key == branch.key:
+    if isinstance(form, Refusal):
+        return Skip(form.reason)
+    if operands.key == form.key:
         return Skip("folded already")
     rows = site.up.args[1:] if site.up.target is operator.getitem else ()
-    return fused(build, branch, path, operands.x, site.weight, site.bias, rows)
+    return fused(build, form, path, operands.x, site.weight, site.bias, rows)

@@ -33,22 +33,22 @@ def drop_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
 
     def plain(i: int) -> fx.Node:
         site = operands.sites[i]
-        return build.call(F.linear, operands.x, site.weight, _without_up_bias(site.bias))
+        return build.call(F.linear, operands.x, site.weight, _without_branch(site.bias, graph))
 
     if node.target is LINEAR:
         return plain(0)
     return {result: plain(int(result.args[1])) for result in list(node.users)}  # type: ignore[arg-type]
 
 
-def _without_up_bias(bias: Any) -> Any:
+def _without_branch(bias: Any, graph: ModelGraph) -> Any:
     """The layer's own bias, where a folded branch has added its one."""
-    if _is_up_bias(bias):
+    if _is_of_branch(bias, graph):
         return None
-    added = isinstance(bias, fx.Node) and bias.target is operator.add and _is_up_bias(bias.args[1])
+    added = isinstance(bias, fx.Node) and bias.target is operator.add and _is_of_branch(bias.args[1], graph)
     return bias.args[0] if added else bias
 
 
-def _is_up_bias(node: Any) -> bool:
-    if isinstance(node, fx.Node) and node.target is operator.getitem:  # those of some rows
-        node = node.args[0]
-    return isinstance(node, fx.Node) and node.op == "get_attr" and str(node.target).endswith(".up_bias")
+def _is_of_branch(bias: Any, graph: ModelGraph) -> bool:
+    if isinstance(bias, fx.Node) and bias.target is operator.getitem:  # that of some rows
+        bias = bias.args[0]
+    return graph.owning_branch(bias) is not None
