@@ -53,7 +53,9 @@ def listing(graph: fx.Graph) -> str:
         if node.op in ("placeholder", "get_attr"):
             return str(node.target)
         if node not in names:
-            args = fx.node.map_aggregate((node.args, node.kwargs), lambda a: _Name(name(a)) if _is_node(a) else a)
+            args = fx.node.map_aggregate(
+                (node.args, node.kwargs), lambda a: _Name(name(a)) if isinstance(a, fx.Node) else a
+            )
             names[node] = f"%{len(names)}"
             lines.append(f"{names[node]} = {_target(node)} {args}")
         return names[node]
@@ -66,10 +68,6 @@ def listing(graph: fx.Graph) -> str:
 class _Name(str):
     def __repr__(self) -> str:
         return str(self)
-
-
-def _is_node(value: Any) -> bool:
-    return isinstance(value, fx.Node)
 
 
 def _target(node: fx.Node) -> str:

@@ -51,7 +51,7 @@ def parameter(*shape: int, experts: int = 0) -> Callable[[], nn.Module]:
     return build
 
 
-def _prepare(branch: NobleBranch, fused: bool) -> None:
+def _prepare(branch: Any, fused: bool) -> None:
     """Draw U large, so that a branch that is lost or doubled cannot hide in a tolerance."""
     with torch.no_grad():
         branch.up.normal_()
@@ -84,6 +84,8 @@ class Example:
 
 
 class _EveryModuleOneCall(fx.Tracer):
+    proxy_buffer_attributes = True
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 

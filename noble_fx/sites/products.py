@@ -86,15 +86,15 @@ def product_of(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
 
 
 def _linear_product(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
-    arguments, names = bound(node), _FACTORS[node.target]
-    x, weight, bias = (arguments.get(name) for name in names)
+    arguments = bound(node)
+    x, weight, bias = list[Any](map(arguments.get, _FACTORS[node.target]))
     view = view_of(weight, shape_of)
-    w_first = node.target in (aten.linear.default, F.linear)
-    if view is None and view_of(x, shape_of) is not None and not w_first:
+    transposes = node.target in (aten.linear.default, F.linear)
+    if view is None and view_of(x, shape_of) is not None and not transposes:
         return Refusal("it multiplies from the left, W x, along another axis than the last")
     if view is None or not isinstance(x, fx.Node):
         return None
-    if w_first:
+    if transposes:
         return Product(node, x, weight, view, (1,), (0,), None, bias) if len(view.axes) == 2 else None
     if arguments.get("alpha", 1) != 1 or arguments.get("beta", 1) != 1:
         return Refusal("addmm with factors of its own")

@@ -38,7 +38,7 @@ def merge_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     if not graph.sole_reader(site.weight, node):
         return Skip(STORED_TWICE)
     dtype = tensors[0].dtype
-    w, b, d, c, u = (None if tensor is None else tensor.double() for tensor in tensors)
+    w, b, d, c, u = list[Any](None if tensor is None else tensor.double() for tensor in tensors)
     weight, bias = build.constant("merged_weight", (w + u @ d).to(dtype), beside=site.weight), site.bias
     if c is not None:
         moved = u @ c if b is None else b + u @ c

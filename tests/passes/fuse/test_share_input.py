@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import noble_fx
+from noble_fx.passes.check import check_rewrite
 from noble_fx.passes.fuse.share_input import share_input
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
@@ -51,6 +52,10 @@ def calls(graph: fx.Graph) -> list:
 
 def reasons(graph_module: fx.GraphModule) -> list[str]:
     return [step.skipped for step in run_passes(graph_module, [share_input])]
+
+
+def test_rewrite():
+    check_rewrite(share_input)
 
 
 # --- before and after ------------------------------------------------------------------------------------------------
@@ -113,6 +118,15 @@ def test_what_is_known_of_a_value_stays_known():
     values = {node.name: node.meta["val"] for node in graph_module.graph.nodes if "val" in node.meta}
     assert [v.shape for v in values["linear_group_default"]] == [(3, 6), (3, 5)]
     assert [values[name].shape for name in ("getitem", "getitem_1")] == [(3, 6), (3, 5)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_folded_sites_are_grouped_with_their_biases_of_u(bias):
+    torch.manual_seed(0)
+    model = loud(noble_fx.transform(Attention(bias), rank=2, act="silu_shift", capture="fx", seed=0)).eval()
+    folded, x = noble_fx.fold(model), torch.randn(5, 8)
+    assert noble_fx.programs(folded)[0].groups == (3,)
+    torch.testing.assert_close(folded(x), model(x))
 
 
 def test_parts_of_one_weight_are_grouped_with_their_rows():
