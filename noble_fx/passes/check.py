@@ -87,11 +87,11 @@ class _Record(fx.Interpreter):
 
 def _check_values(rule: Rule, graph_module: fx.GraphModule, inputs: list[Tensor]) -> None:
     (output,) = (node for node in graph_module.graph.nodes if node.op == "output")
-    known = {node: node.meta.get("val") for node in graph_module.graph.nodes}
+    before = {node: node.meta.get("val") for node in graph_module.graph.nodes}
     for node in output.all_input_nodes:
-        _require(known[node] is not None, f"{rule.name} loses meta['val'] of {node.name}")
+        _require(before[node] is not None, f"{rule.name} loses meta['val'] of {node.name}")
     _Record(graph_module).run(*inputs)
-    for node, value in known.items():
+    for node, value in before.items():
         true = node.meta["val"]
         _require(value is None or _form(value) == _form(true), f"{node.name} of {rule.name} is {true}, not {value}")
 

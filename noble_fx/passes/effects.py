@@ -40,8 +40,8 @@ def _function_has_effect(node: fx.Node) -> bool:
         overloads = [function] if isinstance(function, torch._ops.OpOverload) else _overloads(function)
         mutable = any(overload._schema.is_mutable for overload in overloads)
     else:
-        known = (getattr(function, "__module__", None) or "torch").split(".")[0] in _KNOWN
-        mutable = not known or name.endswith("_") or _asks_for_change(node)
+        library = (getattr(function, "__module__", None) or "torch").split(".")[0]
+        mutable = library not in _KNOWN or name.endswith("_") or _asks_for_change(node)
     return mutable or (node.is_impure(impure_random=False) and not name.startswith(_ONLY_CHECK))
 
 

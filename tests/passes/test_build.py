@@ -30,10 +30,10 @@ def start() -> tuple[fx.GraphModule, fx.Node, Build]:
 )
 def test_nodes_stand_in_front(make, op, target):
     _, node, build = start()
-    made = make(build, node.args[0])
-    assert (made.op, made.target) == (op, target)
-    assert made.next is node
-    assert build.sees(made)
+    new = make(build, node.args[0])
+    assert (new.op, new.target) == (op, target)
+    assert new.next is node
+    assert build.sees(new)
     assert not build.sees(node)
 
 

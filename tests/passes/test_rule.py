@@ -47,9 +47,9 @@ def calls(graph_module: fx.GraphModule) -> list:
 # --- what a rule looks at --------------------------------------------------------------------------------------------
 
 
-def matched(one, graph_module: fx.GraphModule) -> list[str]:
+def matched(rule, graph_module: fx.GraphModule) -> list[str]:
     graph = ModelGraph(graph_module)
-    return [node.name for node in graph_module.graph.nodes if one.matches(node, graph)]
+    return [node.name for node in graph_module.graph.nodes if rule.matches(node, graph)]
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,14 @@ def with_down_bias() -> nn.Module:
 
 
 def of(model, bias, merged_bias):
+    def truth(m, x):
+        h = F.linear(x, m.noble.down, m.noble.down_bias)
+        return F.linear(x, m.weight, bias(m)) + F.linear(h, m.noble.up)
+
     return Example(
         before=lambda m, x: LINEAR(x, m.weight, bias(m), *branch_operands(m.noble)),
         after=lambda m, x: F.linear(x, m.merged_weight, merged_bias(m)),
-        truth=lambda m, x: (
-            F.linear(x, m.weight, bias(m)) + F.linear(F.linear(x, m.noble.down, m.noble.down_bias), m.noble.up)
-        ),
+        truth=truth,
         model=model,
     )
 

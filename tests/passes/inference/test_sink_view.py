@@ -33,7 +33,7 @@ EXAMPLES = {
         lambda m, x, y: reshaped(aten.mul.Tensor(x, y)),
         inputs=(*SHAPE, *SHAPE),
     ),
-    "one tensor twice": Example(
+    "a tensor twice": Example(
         lambda m, x: (lambda a: aten.mul.Tensor(a, a))(viewed(x)),
         lambda m, x: reshaped(aten.mul.Tensor(x, x)),
         inputs=SHAPE,
@@ -56,7 +56,7 @@ def test_rewrite(name):
     check_rewrite(sink_view, EXAMPLES[name])
 
 
-def known(function, *shapes) -> fx.GraphModule:
+def with_values(function, *shapes) -> fx.GraphModule:
     """A graph whose values are known, as an exporter leaves it."""
     graph_module = traced(function, nn.Module())
     inputs = iter(torch.empty(shape, device="meta") for shape in shapes)
@@ -86,7 +86,7 @@ def known(function, *shapes) -> fx.GraphModule:
     ids=["no view", "one view", "different views", "of different shapes"],
 )
 def test_refusal(function, reason):
-    graph_module = known(function, (6, 4), (2, 3, 4))
+    graph_module = with_values(function, (6, 4), (2, 3, 4))
     (step,) = run_passes(graph_module, [sink_view])
     assert step.skipped == reason
 
@@ -97,11 +97,11 @@ def looked_at(graph_module: fx.GraphModule) -> list:
 
 
 def test_only_pointwise_operators_of_known_results_are_looked_at():
-    assert looked_at(known(lambda m, x: aten.relu.default(x), (2, 2))) == [aten.relu.default]
-    assert looked_at(known(lambda m, x: aten.mm.default(x, x), (2, 2))) == []
+    assert looked_at(with_values(lambda m, x: aten.relu.default(x), (2, 2))) == [aten.relu.default]
+    assert looked_at(with_values(lambda m, x: aten.mm.default(x, x), (2, 2))) == []
     assert looked_at(traced(lambda m, x: aten.relu.default(x), nn.Module())) == []
     assert looked_at(traced(lambda m, x: operator.add(x, 1), nn.Module())) == []
-    node = known(lambda m, x: aten.relu.default(x), (2, 2)).graph.find_nodes(op="output")[0]
+    node = with_values(lambda m, x: aten.relu.default(x), (2, 2)).graph.find_nodes(op="output")[0]
     assert not is_pointwise(node)
 
 
