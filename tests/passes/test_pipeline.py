@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 import noble_fx
 from noble_fx import passes
-from noble_fx.captures.fx import CapturedModel
+from noble_fx.captures.fx import CapturedModel, run_as_graph
 from noble_fx.passes.expose.expose_linear import expose_linear
 from noble_fx.passes.fuse.fuse_branch import fuse_branch
 from noble_fx.passes.insert.drop_branch import drop_branch
@@ -55,7 +55,7 @@ def before_passes(**settings) -> CapturedModel:
     torch.manual_seed(0)
     model = TwoLayers()
     noble_fx.transform(model, rank=2, select=["chosen"], capture="modules", seed=0, **settings)
-    return loud(CapturedModel(model, torch.fx.Tracer().trace(TwoLayers())))
+    return loud(run_as_graph(model, fx.Tracer().trace(TwoLayers())))
 
 
 def calls(graph_module) -> list:
@@ -184,6 +184,8 @@ def test_the_history_of_a_transform():
     assert [done.count(name) for name in ("expose_linear", "insert_branch", "fuse_branch")] == [12, 12, 12]
     assert "noble_fx.linear.default" in str(program)
     assert program.graph_module(tokens()).shape == (2, 5, 20)
+    (looking,) = noble_fx.programs(transformed("modules"))
+    assert looking.history == program.history
 
 
 # --- export ----------------------------------------------------------------------------------------------------------
