@@ -13,10 +13,10 @@ from noble_fx.passes.rule import Rule, run_passes
 
 
 def check_rewrite(rule: Rule, example: Example | None = None) -> None:
-    """The pass rewrites `before` to `after`, node by node; in float64 the result computes what eager PyTorch does; a
-    second run changes nothing; what was known of values, in `meta["val"]`, still is and is true.
+    """Run a pass on its example, or on another; raises `AssertionError` that says what does not hold.
 
-    Raises `AssertionError` that says what does not hold. `example` is the pass's own unless another one is passed.
+    It rewrites `before` to `after`, node by node; in float64 the result computes what eager PyTorch does; a second run
+    changes nothing; what was known of values, in `meta["val"]`, still is and is true.
     """
     example = example or rule.example
     _require("->" in rule.rewrite, f"the docstring of {rule.name} does not begin with its rewrite, before  ->  after")
@@ -53,9 +53,7 @@ def listing(graph: fx.Graph) -> str:
         if node.op in ("placeholder", "get_attr"):
             return str(node.target)
         if node not in names:
-            args = fx.node.map_aggregate(
-                (node.args, node.kwargs), lambda a: _Name(name(a)) if isinstance(a, fx.Node) else a
-            )
+            args = fx.map_arg((node.args, node.kwargs), lambda arg: _Name(name(arg)))
             names[node] = f"%{len(names)}"
             lines.append(f"{names[node]} = {_target(node)} {args}")
         return names[node]

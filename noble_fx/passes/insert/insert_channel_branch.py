@@ -20,14 +20,14 @@ from noble_fx.sites.views import bound
 aten = torch.ops.aten
 
 
-def pixels(x: Any) -> Any:
+def _pixels(x: Any) -> Any:
     return x.permute(0, 2, 3, 1)
 
 
 _EXAMPLE = Example(
     before=lambda m, x: aten.conv2d.default(x, m.w),
     after=lambda m, x: aten.conv2d.default(x, m.w) + m.noble.w(x.movedim(-3, -1)).movedim(-1, -3),
-    truth=lambda m, x: (F.linear(pixels(x), m.w[..., 0, 0]) + m.noble.w(pixels(x))).permute(0, 3, 1, 2),
+    truth=lambda m, x: (F.linear(_pixels(x), m.w[..., 0, 0]) + m.noble.w(_pixels(x))).permute(0, 3, 1, 2),
     model=parameter(OUT, IN, 1, 1),
     inputs=((2, IN, 4, 3),),
 )
