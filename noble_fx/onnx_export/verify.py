@@ -6,7 +6,7 @@ verification says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ def verify(
         tensors = [leaf for leaf in pytree.tree_leaves(case) if isinstance(leaf, Tensor)]
         errors[shapes], largest = difference(truth, run(tensors))
         scale = max(scale, largest)
-    worst = max(errors.values(), key=lambda error: float("inf") if error != error else error)
-    return Verification(worst, TOLERANCE[dtype] * (scale if dtype in _RELATIVE else 1), tuple(errors), by)
+    tolerance = TOLERANCE[dtype] * (scale if dtype in _RELATIVE else 1)
+    return Verification(_worst(errors.values()), tolerance, tuple(errors), by)
 
 
 def _truth(model: nn.Module, case: tuple[Any, Any], dtype: torch.dtype, needed: bool) -> list[Tensor] | None:
@@ -92,15 +92,19 @@ def difference(expected: list[Tensor], results: list[Tensor]) -> tuple[float, fl
     """The largest difference, and the largest value it is seen against; NaN where either side has one alone."""
     if not expected or len(expected) != len(results):
         raise ExportError(f"the model returns {len(expected)} tensors, but the file {len(results)}")
-    error = scale = 0.0
+    errors, scale = [0.0], 0.0
     for tensor, result in zip(expected, results, strict=True):
         if tensor.shape != result.shape:
             raise ExportError(f"an output is {list(tensor.shape)} in PyTorch and {list(result.shape)} in the file")
         if tensor.numel():
             wide, other = tensor.double(), result.to(tensor.device).double()
             # Where both say the same infinity (masked scores), there is no difference.
-            largest = torch.where(wide == other, 0.0, (wide - other).abs()).max().item()
-            error = largest if largest != largest or error != error else max(error, largest)
+            errors.append(torch.where(wide == other, 0.0, (wide - other).abs()).max().item())
             finite = wide[wide.isfinite()]
             scale = max(scale, finite.abs().max().item() if finite.numel() else 0.0)
-    return error, scale
+    return _worst(errors), scale
+
+
+def _worst(errors: Iterable[float]) -> float:
+    """The largest, where a NaN is larger than any number."""
+    return max(errors, key=lambda error: float("inf") if error != error else error)
