@@ -87,7 +87,7 @@ def load(
     if any(t.is_meta for t in model.state_dict().values()):
         raise CheckpointError("the model is on the meta device; call model.to_empty(device=...) before load")
     examples: tuple[Any, Any, Any] = (example_inputs, example_kwargs, dynamic_shapes)
-    if inputs is not None and all(given is None for given in examples):
+    if inputs is not None and all(example is None for example in examples):
         examples = (None, *_rebuilt_inputs(model, inputs, folder))
     try:
         plan = make_plan(model, config, examples)

@@ -88,13 +88,13 @@ class Explanation:
         return lines
 
 
-def site_table(found: tuple[Site, ...]) -> Table:
+def site_table(sites_shown: tuple[Site, ...]) -> Table:
     """The sites as a table; equal ones of repeated blocks share a row, their numbers shown as `*`."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in ("layer", "×", "role", "kind", "K → N", "rank", "params", "reason"):
         table.add_column(name, justify="right" if name in ("×", "rank", "params") else "left", overflow="fold")
     rows: dict[tuple[Any, ...], list[Site]] = {}
-    for site in found:
+    for site in sites_shown:
         shown = ".".join("*" if part.isdigit() else part for part in site.fqn.split("."))
         shape = f"{site.in_features} → {site.out_features}"
         reason = site.reason + (f" (aliases: {', '.join(site.aliases)})" if site.aliases else "")
@@ -116,22 +116,22 @@ def explain(model: nn.Module | str | Path) -> Explanation:
         return _of_file(model)
     branches = named_branches(model)
     mine = {id(p) for branch in branches.values() for p in branch.parameters()}
-    found = sites(model)
+    listed = sites(model)
     counted = [(id(p) in mine, p.numel()) for p in model.parameters()]
     return Explanation(
         model=type(model).__name__,
-        sites=found,
+        sites=listed,
         programs=programs(model),
         settings=_settings(branches) | _notes(model),
         base_params=sum(n for ours, n in counted if not ours),
         branch_params=sum(n for ours, n in counted if ours),
-        no_kernels=_no_kernels(model, found),
+        no_kernels=_no_kernels(model, listed),
     )
 
 
-def _no_kernels(model: nn.Module, found: tuple[Site, ...]) -> dict[str, str]:
+def _no_kernels(model: nn.Module, sites_shown: tuple[Site, ...]) -> dict[str, str]:
     reasons = {}
-    for site in found:
+    for site in sites_shown:
         if site.selected and not site.unfused:
             branch = model.get_submodule(branch_paths(site)[0])
             assert isinstance(branch, Branch)
