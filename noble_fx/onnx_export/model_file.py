@@ -45,9 +45,10 @@ def _make_contiguous(model: Any) -> None:
 
 def _clear_values(model: Any) -> None:
     """The pass clears nodes and graphs; what the exporter notes on values is a quarter of a small file."""
-    for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        for value in (*values(graph), *graph.initializers.values()):
-            value.metadata_props.clear()
+    for outer in (model.graph, *(function.graph for function in model.functions.values())):
+        for graph in (outer, *outer.subgraphs()):
+            for value in (*values(graph), *graph.initializers.values()):
+                value.metadata_props.clear()
 
 
 def write(model: Any, path: Path) -> None:

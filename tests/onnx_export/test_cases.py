@@ -32,14 +32,14 @@ def test_one_less_one_more_twice():
 def test_a_size_that_hangs_on_another_follows_it():
     rows = Dim("rows", min=2)
     args, kwargs = (torch.ones(3, 2),), {"twice": torch.ones(6)}
-    found = sizes(args, kwargs, {"x": {0: rows}, "twice": {0: 2 * rows}})
-    assert found == ["[3, 2] × [6]", "[1, 2] × [2]", "[2, 2] × [4]", "[4, 2] × [8]", "[6, 2] × [12]"]
+    tried = sizes(args, kwargs, {"x": {0: rows}, "twice": {0: 2 * rows}})
+    assert tried == ["[3, 2] × [6]", "[1, 2] × [2]", "[2, 2] × [4]", "[4, 2] × [8]", "[6, 2] × [12]"]
 
 
 @pytest.mark.parametrize(("ranged", "expected"), [(True, {3, 2, 4}), (False, {3, 1, 2, 4, 6})])
 def test_ranges_hold_where_the_caller_gave_them(ranged, expected):
-    found = sizes((torch.ones(3),), {}, {"x": {0: Dim("n", min=2, max=4)}}, ranged)
-    assert {int(text.strip("[]")) for text in found} == expected
+    tried = sizes((torch.ones(3),), {}, {"x": {0: Dim("n", min=2, max=4)}}, ranged)
+    assert {int(text.strip("[]")) for text in tried} == expected
 
 
 def test_nothing_dynamic_is_one_size():

@@ -120,6 +120,27 @@ def test_above_the_limit_the_weights_go_beside(tmp_path, monkeypatch):
         OnnxModel(tmp_path / "m.onnx")
 
 
+class Conditional(nn.Module):
+    """Python's `if` as an operator, whose branches are graphs inside the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: self.linear(x).cos(), lambda x: self.linear(x + 1).sin(), (x,))
+
+
+def test_graphs_inside_the_graph_are_tidied(tmp_path):
+    noble_fx.export_onnx(Conditional(), (torch.randn(3, 8),), tmp_path / "m.onnx")
+    (node,) = (node for node in onnx.load(tmp_path / "m.onnx").graph.node if node.op_type == "If")
+    for graph in (attribute.g for attribute in node.attribute):
+        for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+            assert not part.metadata_props, part
+            assert not part.doc_string, part
+    assert b".py" not in (tmp_path / "m.onnx").read_bytes()
+
+
 @pytest.mark.parametrize("functions", [False, True])
 def test_nothing_of_this_machine_is_in_the_file(functions, tmp_path):
     model = noble_fx.transform(tiny(layers=1), rank=4)
