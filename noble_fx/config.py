@@ -17,7 +17,7 @@ from typing import Any
 from noble_fx.errors import ConfigError, nearest
 
 RankSpec = int | float | str
-CAPTURES = ("auto", "fx", "export", "modules")
+CAPTURES = ["auto", "modules", "fx", "export"]  # noble_fx.captures.register_capture adds to them
 GROUPS = ("auto", "all", "attention", "ffn")
 
 

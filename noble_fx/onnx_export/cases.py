@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from noble_fx.onnx_export.program import user_inputs
+from noble_fx.captures.torch_export import user_inputs
 
 _CHANGES = (lambda n: 1, lambda n: n - 1, lambda n: n + 1, lambda n: 2 * n)
 

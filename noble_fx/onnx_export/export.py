@@ -18,6 +18,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from noble_fx.captures.base import modes_restored
+from noble_fx.captures.torch_export import quiet, without_cache
 from noble_fx.errors import ExportError
 from noble_fx.files import staged
 from noble_fx.onnx_export import functions as onnx_functions
@@ -26,7 +27,7 @@ from noble_fx.onnx_export.account import describe
 from noble_fx.onnx_export.names import name_ends, name_sizes
 from noble_fx.onnx_export.operators import translations
 from noble_fx.onnx_export.prepare import example_inputs, folded_copy, frozen_copy
-from noble_fx.onnx_export.program import cannot_export, capture, lower, quiet, rewrite, size_names, without_cache
+from noble_fx.onnx_export.program import cannot_export, capture, lower, rewrite, size_names
 from noble_fx.onnx_export.report import ExportReport, report_of
 from noble_fx.onnx_export.request import (
     PIPELINES,
@@ -77,7 +78,7 @@ def export_onnx(
     check_request(model, verify, join, opset)
     target, dtype = checked_path(path), checked_dtype(dtype or dtype_of(model))
     args, kwargs = example_inputs(args, {} if kwargs is None else kwargs, dtype)
-    kwargs = without_cache(model, kwargs)
+    kwargs = without_cache(model, kwargs, ExportError)
     with staged(target, ExportError, overwrite) as work, torch.no_grad():
         progress("fold")
         copied, steps = folded_copy(model, dtype, fold)

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from noble_fx.captures.torch_export import quiet
 from noble_fx.errors import ExportError
-from noble_fx.onnx_export.program import quiet
 
 SINGLE_FILE_LIMIT = 2**31 - 2**20  # bytes; a protobuf ends at 2 GiB, and a graph of nodes wants its share
 

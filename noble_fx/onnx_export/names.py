@@ -11,8 +11,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, OutputKind, OutputSpec, TensorArgument
 from torch.utils import _pytree as pytree
 
+from noble_fx.captures.torch_export import user_inputs
 from noble_fx.onnx_export.model_file import values
-from noble_fx.onnx_export.program import user_inputs
 
 _AXES = ("batch", "sequence")
 

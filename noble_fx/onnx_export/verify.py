@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from noble_fx.captures.torch_export import first_line, quiet
 from noble_fx.errors import ExportError
 from noble_fx.onnx_export.cases import cases, shape_text
-from noble_fx.onnx_export.program import first_line, quiet
 from noble_fx.onnx_export.reference import reference
 from noble_fx.onnx_export.session import MissingKernel, OnnxModel
 
