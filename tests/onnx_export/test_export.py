@@ -197,7 +197,7 @@ def test_attention_with_raw_parameters(capture, tmp_path):
 def test_a_plain_model_and_a_linear_branch(tmp_path):
     report = noble_fx.export_onnx(tiny(layers=1), (tokens(),), tmp_path / "plain.onnx")
     assert report.passes == {}
-    model = loud(noble_fx.transform(tiny(layers=1), rank=4, act="identity"))
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4, act="identity", capture="fx"))
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx")
     assert report.passes == {"split_group": 2, "merge_branch": 6}
     assert report.size < 1.05 * (tmp_path / "plain.onnx").stat().st_size + 4000
