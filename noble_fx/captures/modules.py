@@ -8,7 +8,8 @@ from noble_fx.captures.base import Capture, Examples, Plan
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, Refusal
 from noble_fx.sites.choose import choose
-from noble_fx.sites.find import LinearMap
+from noble_fx.sites.layer_maps import LinearMap
+from noble_fx.sites.roles import OTHER
 
 
 class Modules(Capture):
@@ -19,16 +20,23 @@ class Modules(Capture):
         try:
             return Plan(config.replace(capture="modules"), choose(model, maps, config))
         except ConfigError as error:
-            bare = _bare_parameters(model, maps)
-            if bare and all(found.obstacle for found in maps):
-                raise ConfigError(
-                    f"{error}; {bare[0]} is a parameter outside of any layer: capture='export' with example_inputs "
-                    f"reaches those that the model multiplies with"
-                ) from None
-            raise
+            raise ConfigError(f"{error}{_elsewhere(model, maps, config)}") from None
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
         return model
+
+
+def _elsewhere(model: nn.Module, maps: list[LinearMap], config: NobleConfig) -> str:
+    """What a capture by name would see of a model in which nothing can be chosen here."""
+    bare = _bare_parameters(model, maps)
+    if bare and all(linear_map.obstacle for linear_map in maps):
+        return (
+            f"; {bare[0]} is a parameter outside of any layer: capture='export' with example_inputs reaches those that "
+            "the model multiplies with"
+        )
+    if config.select in ("attention", "ffn") and any(linear_map.site.role == OTHER for linear_map in maps):
+        return "; names alone tell the roles here: capture='fx' and 'export' read them from the graph as well"
+    return ""
 
 
 def _bare_parameters(model: nn.Module, maps: list[LinearMap]) -> list[str]:
