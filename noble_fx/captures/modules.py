@@ -18,7 +18,7 @@ class Modules(Capture):
     def plan(self, model: nn.Module, config: NobleConfig, examples: Examples) -> Plan | Refusal:
         maps = self.maps(model)
         try:
-            return Plan(config.replace(capture="modules"), choose(model, maps, config))
+            return Plan(config, choose(model, maps, config))
         except ConfigError as error:
             raise ConfigError(f"{error}{_elsewhere(model, maps, config)}") from None
 
