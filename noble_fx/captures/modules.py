@@ -10,7 +10,6 @@ from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, Refusal
 from noble_fx.sites.choose import choose
 from noble_fx.sites.layer_maps import LinearMap
-from noble_fx.sites.roles import OTHER
 
 
 class Modules(Capture):
@@ -21,7 +20,7 @@ class Modules(Capture):
         try:
             return Plan(config, choose(model, maps, config))
         except ConfigError as error:
-            raise ConfigError(f"{error}{_elsewhere(model, maps, config)}") from None
+            raise ConfigError(f"{error}{_elsewhere(model, maps)}") from None
 
     def maps(self, model: nn.Module) -> list[LinearMap]:
         return maps_with_roles(model)
@@ -30,7 +29,7 @@ class Modules(Capture):
         return model
 
 
-def _elsewhere(model: nn.Module, maps: list[LinearMap], config: NobleConfig) -> str:
+def _elsewhere(model: nn.Module, maps: list[LinearMap]) -> str:
     """What a capture by name would see of a model in which nothing can be chosen here."""
     bare = _bare_parameters(model, maps)
     if bare and all(linear_map.obstacle for linear_map in maps):
@@ -38,8 +37,6 @@ def _elsewhere(model: nn.Module, maps: list[LinearMap], config: NobleConfig) -> 
             f"; {bare[0]} is a parameter outside of any layer: capture='export' with example_inputs reaches those that "
             "the model multiplies with"
         )
-    if config.select in ("attention", "ffn") and any(linear_map.site.role == OTHER for linear_map in maps):
-        return "; names alone tell the roles here: capture='fx' and 'export' read them from the graph as well"
     return ""
 
 

@@ -82,19 +82,3 @@ def test_bare_parameters_beside_layers_are_no_excuse():
         noble_fx.transform(Both(), rank=4, select="nothing")
     assert "export" not in str(error.value)
     noble_fx.transform(Both(), rank=4)
-
-
-def test_roles_that_names_do_not_tell():
-    class Unnamed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 8)
-
-        def forward(self, x):
-            return self.b(torch.relu(self.a(x)))
-
-    with pytest.raises(ConfigError, match="names alone tell the roles here: capture='fx'"):
-        noble_fx.transform(Unnamed(), rank=4, select="ffn")
-    made = noble_fx.transform(Unnamed(), rank=4, select="ffn", capture="fx")
-    assert [site.role for site in noble_fx.sites(made)] == ["ffn.in", "ffn.out"]
-    assert made(torch.randn(2, 8)).shape == (2, 8)

@@ -21,7 +21,7 @@ class Unnamed(nn.Module):
 
 
 def test_roles_from_dataflow_where_names_are_silent():
-    found = {site.fqn: site.role for site in noble_fx.sites(Unnamed(), rank=4, capture="fx")}
+    found = {site.fqn: site.role for site in noble_fx.sites(Unnamed(), rank=4)}
     assert found == {
         "a1": "attention.q",
         "a2": "attention.k",
@@ -45,5 +45,5 @@ def test_roles_from_dataflow_through_fused_attention():
             x = x + self.b(nn.functional.scaled_dot_product_attention(q, k, v))
             return x + self.d(nn.functional.gelu(self.c(x)))
 
-    found = {site.fqn: site.role for site in noble_fx.sites(Fused(), rank=4, capture="fx")}
+    found = {site.fqn: site.role for site in noble_fx.sites(Fused(), rank=4)}
     assert found == {"a": "attention.qkv", "b": "attention.out", "c": "ffn.in", "d": "ffn.out"}
