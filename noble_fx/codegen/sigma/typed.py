@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from noble_fx.branches.trace import ActivationProgram, _functions, activation_program
+from noble_fx.branches.trace import ActivationProgram, activation_functions, activation_program
 
 ROWS = 10_007  # stands for the rows in the shapes of a typed program; a prime that no bottleneck has as its width
 
@@ -35,12 +35,12 @@ def plain_forward(key: str, rank: int) -> fx.Graph:
 
 
 def _trace_plain(key: str, rank: int) -> fx.Graph:
-    act = _functions(key)
+    act = activation_functions(key)
     return _graph(act.forward, torch.empty(ROWS, rank), *_tensors(act), table={}).graph
 
 
 def _trace_typed(key: str, rank: int) -> ActivationProgram:
-    act, table = _functions(key), _decompositions()
+    act, table = activation_functions(key), _decompositions()
     tensors, h, dt = _tensors(act), torch.empty(ROWS, rank), torch.empty(ROWS, rank)
     forward = _graph(act.forward, h, *tensors, table=table)
     backward = _graph(act.backward, h, *tensors, dt, table=table)
