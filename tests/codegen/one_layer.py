@@ -53,7 +53,7 @@ def layer_of(branches: Sequence[NobleBranch], dtype: torch.dtype = torch.float32
     """The layer of one branch, or of several that read the same x."""
     first = branches[0]
     columns = tuple(branch.out_features for branch in branches)
-    key = keys.activation_key(first.act, first.label)
+    key = keys.activation_key(first.act, first.label, first.rank)
     return Layer(first.in_features, columns, first.rank, key, dtype, dtype, bias, first.down_bias is not None)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from noble_fx.branches import keys
 from noble_fx.branches.trace import Untraceable
 from noble_fx.codegen.sigma.operators.pointwise import aten
 from noble_fx.codegen.sigma.typed import ROWS, plain_forward, typed_program
@@ -50,7 +51,5 @@ def test_a_random_activation_has_no_typed_graph():
         def forward(self, h):
             return h * torch.rand_like(h)
 
-    from noble_fx.branches import keys
-
     with pytest.raises(Untraceable, match="draws random numbers"):
-        typed_program(keys.activation_key(Random(), "random"), 12)
+        typed_program(keys.activation_key(Random(), "random", 12), 12)
