@@ -259,8 +259,3 @@ def evaluate(act: nn.Module, h: Tensor) -> Tensor:
         return act(h.to(wide)).to(h.dtype)
     state = {name: tensor.to(wide) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     return functional_call(act, state, (h.to(wide),)).to(h.dtype)
-
-
-# --- keys ------------------------------------------------------------------------------------------------------------
-# A fused site names its σ by a string, so that the graph holds only tensors and strings. The string is a fingerprint
-# of the module's structure: every branch of one kind shares one key, and one template to trace.
