@@ -53,18 +53,18 @@ def compile_graph(
     then = options.pop("then", "inductor")
     placeholders, downs = _placeholders(graph_module), _downs(graph_module)
     history: list[Step] = []
-    for one in _with_bodies(graph_module) if downs else ():
-        history += run_passes(one, PIPELINES["compiled"])
-    given = [placeholders.index(node) for node in downs if node in placeholders]
-    kept = CompiledGraph(_copy(graph_module), tuple(history), ()) if given else None
+    for body in _with_bodies(graph_module) if downs else ():
+        history += run_passes(body, PIPELINES["compiled"])
+    places = [placeholders.index(node) for node in downs if node in placeholders]
+    kept = CompiledGraph(_copy(graph_module), tuple(history), ()) if places else None
     if then != "inductor":
         inner = torch._dynamo.lookup_backend(then) if isinstance(then, str) else then
         settings = {"mode": mode, "options": options}
         compiled: Any = inner(graph_module, list(example_inputs), **{k: v for k, v in settings.items() if v})
     else:
-        key = cache_key(graph_module, [example_inputs[i] for i in given])
+        key = cache_key(graph_module, [example_inputs[i] for i in places])
         compiled = _with_inductor(graph_module, example_inputs, mode, options, key)
-    return compiled if kept is None else _listed(compiled, kept, given, example_inputs)
+    return compiled if kept is None else _listed(compiled, kept, places, example_inputs)
 
 
 def _with_inductor(
@@ -141,17 +141,17 @@ def _with_bodies(graph_module: fx.GraphModule) -> Iterator[fx.GraphModule]:
 def _downs(graph_module: fx.GraphModule) -> list[Any]:
     """What the graph reads as the `down` matrices of its fused sites, in its order; None where it computes one."""
     bodies = {node: (body, operands) for node, body, operands in _bodies(graph_module)}
-    found: list[Any] = []
+    downs: list[Any] = []
     for node in graph_module.graph.nodes:
         if node.target is LINEAR:
-            found.append(node.args[3])
+            downs.append(node.args[3])
         elif node.target is LINEAR_GROUP:
-            found += node.args[3]
+            downs += node.args[3]
         elif node in bodies:
             body, operands = bodies[node]
             outside = dict(zip(_placeholders(body), operands, strict=True))
-            found += [outside.get(down) for down in _downs(body)]
-    return found
+            downs += [outside.get(down) for down in _downs(body)]
+    return downs
 
 
 # --- what was compiled -----------------------------------------------------------------------------------------------
@@ -174,15 +174,15 @@ def _listed(
     compiled: Callable[..., Any], graph: CompiledGraph, downs: list[int], example_inputs: Sequence[Any]
 ) -> Callable[..., Any]:
     """`compiled`, which notes the branches that it is called with: the first call's are those of the examples."""
-    known = WeakIdKeyDictionary()
+    noted = WeakIdKeyDictionary()
 
     def note(inputs: Sequence[Any]) -> None:
-        found = [inputs[i] for i in downs]
-        known[found[0]] = True
-        _compiled.setdefault(found[0], []).append(replace(graph, downs=tuple(map(id, found))))
+        tensors = [inputs[i] for i in downs]
+        noted[tensors[0]] = True
+        _compiled.setdefault(tensors[0], []).append(replace(graph, downs=tuple(map(id, tensors))))
 
     def run(*inputs: Any) -> Any:
-        if inputs[downs[0]] not in known:
+        if inputs[downs[0]] not in noted:
             note(inputs)
         return compiled(*inputs)
 

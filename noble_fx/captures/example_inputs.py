@@ -32,9 +32,9 @@ def _described(value: Any) -> dict[str, Any]:
     if value is None or type(value) in (bool, int, float, str):
         return {"value": value}
     if type(value) in (list, tuple):
-        return {type(value).__name__: [_described(one) for one in value]}
+        return {type(value).__name__: [_described(member) for member in value]}
     if type(value) is dict and all(isinstance(name, str) for name in value):
-        return {"dict": {name: _described(one) for name, one in value.items()}}
+        return {"dict": {name: _described(entry) for name, entry in value.items()}}
     raise TypeError(type(value).__name__)
 
 
@@ -54,9 +54,9 @@ def _rebuilt(described: Any, device: torch.device) -> tuple[Any, Any]:
             return value, None
         case {"list": [*members]} | {"tuple": [*members]}:
             kind = list if "list" in described else tuple
-            pairs = [_rebuilt(one, device) for one in members]
+            pairs = [_rebuilt(member, device) for member in members]
             return kind(value for value, _ in pairs), kind(shapes for _, shapes in pairs)
         case {"dict": {**entries}}:
-            named = {name: _rebuilt(one, device) for name, one in entries.items()}
+            named = {name: _rebuilt(entry, device) for name, entry in entries.items()}
             return {n: value for n, (value, _) in named.items()}, {n: shapes for n, (_, shapes) in named.items()}
     raise ValueError(f"{described!r} describes no input")

@@ -55,9 +55,9 @@ def _inline_without_grad(graph: fx.Graph, node: fx.Node, constants: dict[str, An
             values[placeholder] = graph.call_function(torch.ops.aten.detach.default, (value,)) if cut else value
             if cut:
                 values[placeholder].meta = dict(value.meta)
-        for one in inner.nodes:
-            if one.op not in ("placeholder", "output"):
-                values[one] = graph.node_copy(one, lambda n: values[n])
+        for inside in inner.nodes:
+            if inside.op not in ("placeholder", "output"):
+                values[inside] = graph.node_copy(inside, lambda n: values[n])
     (output,) = (n for n in inner.nodes if n.op == "output")
     results = [values[n] if isinstance(n, fx.Node) else n for n in output.args[0]]
     for user in list(node.users):
