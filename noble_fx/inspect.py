@@ -17,7 +17,7 @@ from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, Refusal
 from noble_fx.passes.history import Program
 from noble_fx.sites.choose import choose
-from noble_fx.sites.find import LinearMap
+from noble_fx.sites.find import find_maps
 from noble_fx.sites.from_file import read_sites
 from noble_fx.sites.site import Site
 
@@ -31,16 +31,12 @@ def sites(model: nn.Module | str | Path, config: NobleConfig | None = None, **se
     if isinstance(model, str | Path):
         return read_sites(model)
     if named_branches(model):
-        return carried_sites(model, _maps(model, "modules"))
+        capture = capture_of(model)  # the graphs that it runs may show more than its layers do
+        return carried_sites(model, capture.maps(model) if capture else find_maps(model))
     check_model(model)
     config = (config or NobleConfig()).replace(**settings)
-    return choose(model, _maps(model, config.capture), config, strict=False)
-
-
-def _maps(model: nn.Module, name: str) -> list[LinearMap]:
-    """Every linear map, as the capture that the model runs sees it, else as the one of that name would."""
-    capture = capture_of(model) or next(capture for _, capture in asked(name))
-    return capture.maps(model)
+    _, capture = next(asked(config.capture))
+    return choose(model, capture.maps(model), config, strict=False)
 
 
 def programs(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Program, ...]:

@@ -25,13 +25,12 @@ _BYPASSED = "; without effect: the last backward went past its layer, to its wei
 
 def carried_sites(model: nn.Module, maps: Sequence[LinearMap]) -> tuple[Site, ...]:
     """One site for each linear map that `model` has today, with the reason for which it has a branch or none."""
-    branches = {linear_map.site.fqn: _branches_at(model, linear_map.site) for linear_map in maps}
-    reasons = _reasons_left_out(branches)
+    listed = [linear_map.site for linear_map in maps]
+    sites = [*listed, *_inside_captured(model, listed)]
+    branches = {site.fqn: _branches_at(model, site) for site in sites}
+    chosen = _chosen(branches)
     return tuple(
-        _carried(model, linear_map.site, branches[linear_map.site.fqn])
-        if branches[linear_map.site.fqn]
-        else replace(linear_map.site, reason=reasons.get(linear_map.site.fqn, ADDED if reasons else NOT_BY_HAND))
-        for linear_map in maps
+        _carried(model, site, branches[site.fqn]) if branches[site.fqn] else _left_out(site, chosen) for site in sites
     )
 
 
@@ -43,19 +42,40 @@ def module_at(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
+def _inside_captured(model: nn.Module, listed: Sequence[Site]) -> list[Site]:
+    """Sites with branches that no layer shows: those of bare parameters in a captured model that was wrapped since."""
+    covered = {path for site in listed for path in branch_paths(site)}
+    sites: dict[str, Site] = {}
+    for path, branch in model.named_modules():
+        if isinstance(branch, Branch) and path not in covered and branch.site is not None:
+            then = next((place for place in branch_paths(branch.site) if path.endswith(place)), None)
+            if then is not None:
+                site = branch.site.renamed("", path.removesuffix(then))
+                sites.setdefault(site.fqn, site)
+    return list(sites.values())
+
+
 def _branches_at(model: nn.Module, site: Site) -> list[Branch]:
     modules = [module_at(model, path) for path in branch_paths(site)]
     return [module for module in modules if isinstance(module, Branch)]
 
 
-def _reasons_left_out(branches: dict[str, list[Branch]]) -> dict[str, str]:
-    """Why the maps without a branch have none, by today's name; empty where no branch knows of a choice."""
+def _chosen(branches: dict[str, list[Branch]]) -> dict[str, Site]:
+    """The sites as they were chosen, by today's name; empty where no branch knows of a choice."""
     for fqn, held in branches.items():
         if held and isinstance(held[0].choice, Choice):
             before, after = _renaming(held[0].site.fqn, fqn)
             sites = [site.renamed(before, after) for site in held[0].choice.sites if site.fqn.startswith(before)]
-            return {site.fqn: REPLACED if site.selected else site.reason for site in sites}
+            return {site.fqn: site for site in sites}
     return {}
+
+
+def _left_out(site: Site, chosen: dict[str, Site]) -> Site:
+    """A map without a branch, with the reason, and the role that it had when the model was transformed."""
+    if site.fqn not in chosen:
+        return replace(site, reason=ADDED if chosen else NOT_BY_HAND)
+    then = chosen[site.fqn]
+    return replace(site, role=then.role, reason=REPLACED if then.selected else then.reason)
 
 
 def _renaming(then: str, today: str) -> tuple[str, str]:

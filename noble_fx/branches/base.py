@@ -70,7 +70,6 @@ class Branch(nn.Module):
         self.enabled = True  # False inside noble_fx.disabled()
         self.unfused = NOT_BUILT  # why the operator is not used; "" where it is
         self.key = ""  # how a fused site names what is computed in the bottleneck
-        self.declined = ""  # why the model has no graph
         self.site: Any = None  # the chosen `Site`, and the `Choice` that it is a part of
         self.choice: Any = None
         _LIVE.add(self)

@@ -73,3 +73,20 @@ def test_a_layer_that_the_model_goes_past_is_said_to_be(model):
     assert "without effect" in carried(model)["blocks.0.fc1"].reason
     layer(x).sum().backward()
     assert "without effect" not in carried(model)["blocks.0.fc1"].reason
+
+
+def test_bare_parameters_of_a_captured_model_that_was_wrapped_are_listed():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.experts = nn.Parameter(torch.randn(8, 6)), nn.Parameter(torch.randn(3, 6, 6))
+
+        def forward(self, x):
+            return torch.bmm((x @ self.w).expand(3, -1, -1), self.experts).sum(0)
+
+    x = torch.randn(4, 8)
+    model = noble_fx.transform(Bare(), rank=2, capture="export", example_inputs=(x,), select="all")
+    whole = {site.fqn: site for site in noble_fx.sites(model)}
+    assert {fqn: site.selected for fqn, site in whole.items()} == {"w": True, "experts": True}
+    wrapped = {site.fqn: site for site in noble_fx.sites(nn.ModuleDict({"module": model}))}
+    assert wrapped == {f"module.{fqn}": site.renamed("", "module.") for fqn, site in whole.items()}
