@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from noble_fx.errors import CaptureError
+from noble_fx.torch_versions import is_compiled
 
 
 class Declined(Exception):
@@ -20,7 +21,7 @@ def check_model(model: Any) -> None:
     """Refuse what is no plain nn.Module any more (compiled, scripted)."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"noble_fx.transform takes an nn.Module, not {type(model).__name__}")
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    if is_compiled(model):
         raise CaptureError("the model is already compiled; transform the plain model, then call torch.compile on it")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("the model is a ScriptModule, which cannot be rewritten; transform the Python model")

@@ -14,6 +14,8 @@ import torch
 from torch import fx
 from torch.fx.node import map_aggregate
 
+from noble_fx.torch_versions import HigherOrderOperator, OpOverload
+
 
 @dataclass(frozen=True)
 class _NodeRef:
@@ -85,9 +87,9 @@ def _resolved(value: Any, nodes: dict[str, fx.Node]) -> Any:
 
 
 def _write_target(target: Any) -> Any:
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return _Operator(f"{target._schema.name.replace('::', '.')}.{target._overloadname}")
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, HigherOrderOperator):
         return _Operator(f"higher_order.{target.name()}")
     if callable(target):
         return _Function(target.__module__, target.__name__)

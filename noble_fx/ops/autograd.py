@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noble_fx.torch_versions import below_autograd, in_functorch
+
 Row = Sequence[Tensor | None]
 _FIELDS = 5  # W, b, D, d, U
 
@@ -109,14 +111,14 @@ def autograd_rule(operator: Recomputed) -> Callable[..., Any]:
     """What runs under the Autograd key."""
 
     def rule(*inputs: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
+        if in_functorch():
             return operator.eager(*inputs)
         *tensors, act_key = inputs
         count, row = operator.row(tensors)
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in row):
             y = _RecomputedFunction.apply(operator, count, act_key, *row)[:-1]
             return list(y) if operator.grouped else y[0]
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return operator.call(*inputs)
 
     return rule

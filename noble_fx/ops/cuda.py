@@ -26,6 +26,7 @@ from noble_fx.ops.linear_group import by_site
 from noble_fx.runtime.autotune import Way, choose
 from noble_fx.runtime.layer_kernels import LayerKernels, Row, layer_kernels
 from noble_fx.runtime.load import have_triton
+from noble_fx.torch_versions import tf32_products
 
 _OLDEST = (8, 0)  # the first NVIDIA GPUs with bfloat16 on tensor cores
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def kernels_for(row: Row, sites: int, act_key: str, bias: bool, down_bias: bool)
         return None
     columns = tuple(weight.shape[0] for weight in weights if weight is not None)
     layer = Layer(x.shape[-1], columns, down.shape[0], act_key, x.dtype, stored.pop(), bias, down_bias)
-    tf32 = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    tf32 = x.dtype == torch.float32 and tf32_products()
     found = _kernels(layer, gpu, tf32)
     return found if isinstance(found, LayerKernels) and found.title not in _refused else None
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from noble_fx.branches.trace import ActivationProgram, _functions, activation_program
+from noble_fx.torch_versions import decompositions, merge_equal_nodes
 
 ROWS = 10_007  # stands for the rows in the shapes of a typed program; a prime that no bottleneck has as its width
 
@@ -35,7 +35,7 @@ def _trace_typed(key: str, rank: int) -> ActivationProgram:
         pure = torch.func.functionalize(fn, remove="mutations")
         made = make_fx(pure, decomposition_table=_decompositions(), tracing_mode="fake")(*args)
         made.graph.eliminate_dead_code()
-        made.graph = fx_graph_cse(made.graph)  # forward, traced again inside backward
+        made.graph = merge_equal_nodes(made.graph)  # forward, traced again inside backward
         return made
 
     forward, backward = graph(act.forward, h, *tensors), graph(act.backward, h, *tensors, dt)
@@ -48,5 +48,4 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
         hardsigmoid hardsigmoid_backward mish mish_backward log_sigmoid_forward log_sigmoid_backward celu selu
         softshrink hardshrink softshrink_backward _softmax _softmax_backward_data addcmul addcdiv lerp slice_backward
         logit relu6 prelu _prelu_kernel _prelu_kernel_backward""".split()  # noqa: SIM905
-    found = [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
-    return torch._decomp.get_decompositions(found)
+    return decompositions(names)
