@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import fx, nn
+from torch._inductor.utils import fresh_cache
 
 from noble_fx import torch_versions
 
@@ -86,7 +87,7 @@ def test_a_graph_pass_is_one_to_inductor():
     graph_pass(graph)
     assert runs == [graph]
     assert graph_pass.uuid() == "mine"
-    with torch._inductor.config.patch({torch_versions.inductor().first_pass: graph_pass}):
+    with fresh_cache(), torch._inductor.config.patch({torch_versions.inductor().first_pass: graph_pass}):
         torch.compile(nn.Linear(3, 3))(torch.ones(2, 3))
     assert len(runs) == 2
 
