@@ -5,15 +5,18 @@ y = x Wᵀ + b + σ(x Dᵀ) Uᵀ beside every chosen linear layer, trained with 
 
 from noble_fx import runtime
 from noble_fx.branches.activations import activation_names, register_activation
+from noble_fx.branches.base import Branch
+from noble_fx.branches.kinds import branch_names, register_branch
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.checkpoint import load, save
 from noble_fx.codegen.report.kernel_set import KernelSet, kernels
 from noble_fx.config import PRESETS, NobleConfig, NoblePreset
-from noble_fx.errors import CaptureError, CheckpointError, ConfigError, ExportError, KernelError, NobleError
+from noble_fx.errors import CaptureError, CheckpointError, ConfigError, ExportError, KernelError, NobleError, Refusal
 from noble_fx.explain import Explanation, explain
 from noble_fx.fold import fold
 from noble_fx.inspect import programs, sites
 from noble_fx.layers.linear import NobleLinear
+from noble_fx.layers.registry import register_layer
 from noble_fx.onnx_export.export import ExportReport, export_onnx
 from noble_fx.onnx_export.session import OnnxModel
 from noble_fx.passes.history import Program
@@ -28,6 +31,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "Branch",
     "CaptureError",
     "CheckpointError",
     "ConfigError",
@@ -42,8 +46,10 @@ __all__ = [
     "NobleLinear",
     "NoblePreset",
     "Program",
+    "Refusal",
     "Site",
     "activation_names",
+    "branch_names",
     "disabled",
     "explain",
     "export_onnx",
@@ -53,6 +59,8 @@ __all__ = [
     "param_groups",
     "programs",
     "register_activation",
+    "register_branch",
+    "register_layer",
     "remove",
     "reset_branches",
     "runtime",

@@ -16,8 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
-from noble_fx.branches.folded import FoldedBranch
-from noble_fx.branches.noble import NobleBranch
+from noble_fx.branches.kinds import branch_class
 from noble_fx.captures.example_inputs import describe, rebuild
 from noble_fx.captures.exported_model import ExportedModel
 from noble_fx.config import NobleConfig
@@ -40,7 +39,7 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
     branches = named_branches(model)
     if not branches:
         raise CheckpointError("the model carries no branches; save a plain model with torch or safetensors")
-    if any(isinstance(branch, FoldedBranch) for branch in branches.values()):
+    if any(branch.folded for branch in branches.values()):
         raise CheckpointError(
             "the model is folded for inference and no plain model can be made into it; save the one it was folded from"
         )
@@ -140,9 +139,9 @@ def _expected(model: nn.Module, plan: Plan) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the state_dict that the planned model will have."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for site in plan.selected:
-        branch = NobleBranch.on_meta(site.in_features, site.out_features, site.rank, plan.config)
+        saved = _saved_shapes(site, plan)
         for path in _branch_names(site):
-            shapes |= {f"{path}.{name}": tuple(t.shape) for name, t in branch.state_dict().items()}
+            shapes |= {f"{path}.{name}": shape for name, shape in saved.items()}
     return shapes
 
 
@@ -176,12 +175,15 @@ def _shared_names(model: nn.Module, plan: Plan) -> dict[str, list[str]]:
         by_tensor.setdefault(id(tensor), []).append(name)
     groups = {name: names for names in by_tensor.values() for name in names}
     for site in plan.selected:
-        branch = NobleBranch.on_meta(site.in_features, site.out_features, site.rank, plan.config)
         if site.aliases and not site.weight:
-            for name in branch.state_dict():
+            for name in _saved_shapes(site, plan):
                 names = [f"{path}.{name}" for path in _branch_names(site)]
                 groups |= dict.fromkeys(names, names)
     return groups
+
+
+def _saved_shapes(site: Site, plan: Plan) -> dict[str, tuple[int, ...]]:
+    return branch_class(plan.config).saved_shapes(site.in_features, site.out_features, site.rank, plan.config)
 
 
 def _branch_names(site: Site) -> list[str]:

@@ -77,6 +77,7 @@ class NobleConfig:
 
     rank: RankSpec = 64  # int | float in (0, 1): share of min(K, N) | "4%": branch parameters over model parameters
     act: str | Callable[[int], Any] = "cosnet"
+    branch: str | type = "noble"  # the kind of branch: a name, or a subclass of noble_fx.Branch
     select: str | Sequence[str] | Callable[[Any], bool] = "auto"
     exclude: str | Sequence[str] | None = None
     rank_pattern: dict[str, RankSpec] | None = None
@@ -95,6 +96,8 @@ class NobleConfig:
             raise ConfigError(f"capture={self.capture!r} is unknown; use one of {', '.join(CAPTURES)}")
         if not isinstance(self.act, str) and not callable(self.act):
             raise ConfigError(f"act={self.act!r} must be a name or a callable(rank) -> nn.Module")
+        if not isinstance(self.branch, str | type):
+            raise ConfigError(f"branch={self.branch!r} must be a name or a subclass of noble_fx.Branch")
         if isinstance(self.select, str) and self.select not in GROUPS:
             check_regex(self.select, "select")
         if isinstance(self.exclude, str):
@@ -133,6 +136,11 @@ class NobleConfig:
                 "act is a callable, which a file cannot hold; give it a name with "
                 "noble_fx.register_activation(name, factory) and use act=name"
             )
+        if not isinstance(self.branch, str):
+            raise ConfigError(
+                "branch is a class, which a file cannot hold; give it a name with "
+                "noble_fx.register_branch(name, class) and use branch=name"
+            )
         if callable(self.select):
             raise ConfigError("select is a callable, which a file cannot hold; use a regex or a list of module names")
         if isinstance(self.preset, NoblePreset):
@@ -167,7 +175,7 @@ class NobleConfig:
         # Each branch of a transformed model carries its config. A lambda in it must not make the model unpicklable:
         # the built activation is stored as a module, the factory is only kept where it can be imported again.
         state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("act", "select"):
+        for name in ("act", "branch", "select"):
             if callable(state[name]) and not _importable(state[name]):
                 state[name] = f"<{getattr(state[name], '__qualname__', type(state[name]).__qualname__)}>"
         return state

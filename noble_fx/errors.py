@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class NobleError(ValueError):
@@ -28,6 +29,16 @@ class ExportError(NobleError):
 
 class KernelError(NobleError):
     """A kernel that cannot be generated, written, compiled or launched."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something cannot be, as data: what a question answers where None would mean that nothing speaks against."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

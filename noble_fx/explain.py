@@ -13,8 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
-from noble_fx.branches.folded import FoldedBranch
-from noble_fx.branches.noble import NobleBranch
+from noble_fx.branches.base import Branch
 from noble_fx.captures.exported_model import ExportedModel
 from noble_fx.inspect import programs, sites
 from noble_fx.ops.cuda import why_no_kernel
@@ -135,8 +134,8 @@ def _no_kernels(model: nn.Module, found: tuple[Site, ...]) -> dict[str, str]:
     for site in found:
         if site.selected and not site.unfused:
             branch = model.get_submodule(branch_paths(site)[0])
-            assert isinstance(branch, NobleBranch)
-            if reason := why_no_kernel(branch.key, branch.rank, branch.down.dtype):
+            assert isinstance(branch, Branch)
+            if reason := why_no_kernel(branch.key, branch.rank, branch.dtype):
                 reasons[site.fqn] = reason
     return reasons
 
@@ -160,14 +159,14 @@ def _of_file(path: str | Path) -> Explanation:
 def _settings(branches: dict[str, Any]) -> dict[str, str]:
     if not branches:
         return {}
-    branch = next(iter(branches.values()))
-    config = branch.config
-    folded = sum(isinstance(one, FoldedBranch) for one in branches.values())
+    first = next(iter(branches.values()))
+    config = first.config
+    folded = sum(branch.folded for branch in branches.values())
     return {
         "rank": str(config.rank),
-        "act": branch.label,
+        "act": first.label,
         "preset": config.recipe.name,
-        "capture": config.capture + (f" (no graph: {branch.declined})" if branch.declined else ""),
+        "capture": config.capture + (f" (no graph: {first.declined})" if first.declined else ""),
         "inference": f"{folded} branches are folded: no constants of σ left beside a matrix" if folded else "",
     }
 

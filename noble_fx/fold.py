@@ -13,7 +13,6 @@ import copy
 from torch import nn
 
 from noble_fx.attach.attach import named_branches
-from noble_fx.branches.folded import fold_constants
 from noble_fx.captures.base import check_model
 from noble_fx.captures.exported_model import ExportedModel
 from noble_fx.captures.fx import CapturedModel
@@ -44,8 +43,9 @@ def fold_in_place(model: nn.Module) -> list[Step]:
     done = []
     for fqn, branch in named_branches(model).items():
         before = branch.key
-        reason = fold_constants(branch)
-        done.append(Step(fold_branch.name, fqn, before, "" if reason else branch.key, reason))
+        refusal = branch.fold()
+        skipped = refusal.reason if refusal else ""
+        done.append(Step(fold_branch.name, fqn, before, "" if refusal else branch.key, skipped))
     for module in model.modules():
         if isinstance(module, CapturedModel):
             steps = run_passes(module, PIPELINES["inference"])

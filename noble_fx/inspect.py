@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
-from noble_fx.branches.noble import NobleBranch
+from noble_fx.branches.base import Branch
 from noble_fx.captures import dynamo
 from noble_fx.captures.base import Declined, check_model
 from noble_fx.captures.exported_model import ExportedModel
@@ -65,7 +64,7 @@ def _carried(model: nn.Module, site: Site) -> Site:
     """`site` as it really is, whatever the model's config would choose today."""
     branches = [_module_at(model, path) for path in branch_paths(site)]
     branch = branches[0]
-    if not isinstance(branch, NobleBranch):
+    if not isinstance(branch, Branch):
         return replace(site, selected=False, rank=0, params=0, reason=site.reason if not site.selected else "")
     parameters = [p for one in branches if one is not None for p in one.parameters()]
     return replace(
@@ -73,7 +72,8 @@ def _carried(model: nn.Module, site: Site) -> Site:
         role=branch.role,
         rank=branch.rank,
         selected=True,
-        reason=branch.reason + _bypassed(model, site.weight or f"{site.fqn}.weight", parameters),
+        reason=(branch.site.reason if branch.site else "")
+        + _bypassed(model, site.weight or f"{site.fqn}.weight", parameters),
         params=sum(p.numel() for p in parameters),
         unfused=branch.unfused,
     )
@@ -112,7 +112,7 @@ def programs(model: nn.Module) -> tuple[Program, ...]:
 
 def _compiled_programs(model: nn.Module) -> list[Program]:
     """The graphs that `torch.compile(backend="noble_fx")` made of the model so far."""
-    branches = [branch for branch in named_branches(model).values() if isinstance(branch.down, torch.Tensor)]
+    branches: list[Any] = [branch for branch in named_branches(model).values() if branch.key]
     names = {id(branch.down): branch for branch in branches}
     found = sites(model) if branches else ()
     paths = {id(_module_at(model, path)): site for site in found for path in branch_paths(site)}

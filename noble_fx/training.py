@@ -6,13 +6,12 @@ deepcopy, `to_empty` and sharding would lose them. They were derived for Adam-fa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from noble_fx.branches.folded import FoldedBranch
-from noble_fx.branches.noble import NobleBranch
+from noble_fx.branches.base import Branch
 from noble_fx.errors import ConfigError
 from noble_fx.sites.roles import is_head_name
 from noble_fx.transform import named_branches
@@ -35,20 +34,19 @@ def param_groups(
     Raises `ConfigError` when `base` holds a branch parameter, or nothing is left to train.
     """
     branches = named_branches(model)
-    if any(isinstance(branch, FoldedBranch) for branch in branches.values()):
+    if any(branch.folded for branch in branches.values()):
         raise ConfigError("the model is folded for inference; train the model it was folded from")
     branch_groups: dict[tuple[str, float, float], Group] = {}
     seen: set[int] = set()
     for branch in branches.values():
-        for role, parameter in branch_parameters(branch):
+        for role, parameter, rate in branch.parameter_roles():
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            multiplier = lr_multiplier(branch, role)
-            decay = 0.0 if role in ("frequency", "phase") and not branch.config.recipe.decay_frequency else weight_decay
-            name = f"noble.{role} ×{multiplier:.4g}"
-            group = {"name": name, "params": [], "lr": lr * multiplier, "weight_decay": decay}
-            branch_groups.setdefault((name, multiplier, decay), group)["params"].append(parameter)
+            decay = weight_decay if rate.decay else 0.0
+            name = f"{branch.kind}.{role} ×{rate.lr:.4g}"
+            group = {"name": name, "params": [], "lr": lr * rate.lr, "weight_decay": decay}
+            branch_groups.setdefault((name, rate.lr, decay), group)["params"].append(parameter)
     own = _default_base(model, branches, lr, weight_decay, muon) if base is None else _given_base(base, seen, lr)
     groups = [*own, *branch_groups.values()]
     if not groups:
@@ -56,31 +54,8 @@ def param_groups(
     return [{**group, "use_muon": group.get("use_muon", False)} for group in groups] if muon else groups
 
 
-def branch_parameters(branch: NobleBranch) -> Iterator[tuple[str, nn.Parameter]]:
-    """(role, parameter): down, down_bias, up, and of σ mixer, frequency, phase, scale, shift or other."""
-    for name, parameter in branch.named_parameters(recurse=False):
-        yield name, parameter
-    for module in branch.act.modules():
-        roles = getattr(type(module), "roles", {"weight": "mixer"} if isinstance(module, nn.Linear) else {})
-        for name, parameter in module.named_parameters(recurse=False):
-            yield roles.get(name, "other"), parameter
-
-
-def lr_multiplier(branch: NobleBranch, role: str) -> float:
-    """How much faster than the base this parameter learns: `(min(K, N) / r) ** exponent`, a constant, or 1."""
-    preset, ratio = branch.config.recipe, min(branch.in_features, branch.out_features) / branch.rank
-    return {
-        "up": ratio**preset.lr_up_exponent,
-        "mixer": ratio**preset.lr_mixer_exponent,
-        "frequency": preset.lr_frequency,
-        "phase": preset.lr_phase,
-        "scale": preset.lr_scale,
-        "shift": preset.lr_shift,
-    }.get(role, 1.0)
-
-
 def _default_base(
-    model: nn.Module, branches: dict[str, NobleBranch], lr: float, weight_decay: float, muon: bool
+    model: nn.Module, branches: dict[str, Branch], lr: float, weight_decay: float, muon: bool
 ) -> list[Group]:
     taken = {id(p) for branch in branches.values() for p in branch.parameters()}
     hidden: list[nn.Parameter] = []

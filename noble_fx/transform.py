@@ -17,9 +17,8 @@ from torch import fx, nn
 
 from noble_fx.attach.attach import attach, carriers, detach, named_branches
 from noble_fx.attach.draw import build_branches, draw_base, drawing
-from noble_fx.branches import activations
-from noble_fx.branches.folded import FoldedBranch
-from noble_fx.branches.noble import NobleBranch
+from noble_fx.branches.base import Branch
+from noble_fx.branches.kinds import check_branch
 from noble_fx.captures import dynamo
 from noble_fx.captures.base import check_model
 from noble_fx.captures.call import Call
@@ -37,7 +36,7 @@ from noble_fx.passes.rule import run_passes
 from noble_fx.sites import roles_from_graph
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import find_maps
-from noble_fx.sites.site import Site
+from noble_fx.sites.site import Choice, Site
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,13 @@ def transform(
 def make_plan(model: nn.Module, config: NobleConfig, examples: tuple[Any, Any, Any] = (None, None, None)) -> Plan:
     """Capture, find and choose without changing anything; raises what `transform` raises."""
     check_model(model)
-    carried = next((fqn for fqn, m in model.named_modules() if isinstance(m, NobleBranch)), None)
+    carried = next((fqn for fqn, m in model.named_modules() if isinstance(m, Branch)), None)
     if carried is not None:
         raise ConfigError(
             f"the model already carries branches (first: {carried!r}); take them out with noble_fx.remove(model), "
             "or transform a fresh model"
         )
-    with torch.device("meta"):
-        activations.build_activation(config.act, 4, config.recipe)  # an unknown or ill-shaped σ is refused first
+    check_branch(config)  # an unknown kind, an unknown or ill-shaped σ is refused first
     if config.capture == "export":
         return _exported_plan(model, config, examples, "")
     graph, declined = _try_trace(model)
@@ -137,11 +135,10 @@ def _runner(model: nn.Module, site: Site) -> str:
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Build all branches, then put them in; on any failure the layers are put back."""
     dynamo.register()
-    branches = {
-        site.fqn: build_branches(model, site, plan.config, exported=plan.exported is not None) for site in plan.selected
-    }
+    branches = {site.fqn: build_branches(model, site, plan.config) for site in plan.selected}
+    choice = Choice(plan.sites)
     for branch in (one for several in branches.values() for one in several):
-        branch.declined = plan.declined
+        branch.declined, branch.choice = plan.declined, choice
     if plan.config.fuse == "require":
         _require_kernels(branches)
     try:
@@ -162,10 +159,10 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     return result
 
 
-def _require_kernels(branches: dict[str, list[NobleBranch]]) -> None:
+def _require_kernels(branches: dict[str, list[Branch]]) -> None:
     for fqn, several in branches.items():
         for branch in several:
-            if reason := branch.unfused or why_no_kernel(branch.key, branch.rank, branch.down.dtype):
+            if reason := branch.unfused or why_no_kernel(branch.key, branch.rank, branch.dtype):
                 raise ConfigError(
                     f"fuse='require': {fqn!r} would have no generated kernels on a GPU: {reason}. Choose another act, "
                     f"rank or dtype, leave the layer out with exclude={re.escape(fqn)!r}, or pass fuse=True"
@@ -250,10 +247,6 @@ def remove(model: nn.Module) -> nn.Module:
 def reset_branches(model: nn.Module) -> nn.Module:
     """Draw every branch again as `transform` would, seeds included: what a model needs after meta → `to_empty`."""
     for fqn, branch in named_branches(model).items():
-        if isinstance(branch, FoldedBranch):
-            branch.reset_parameters()  # raises
         with torch.no_grad(), drawing(branch.config, fqn):
-            fresh = NobleBranch(branch.in_features, branch.out_features, branch.rank, branch.config, branch.role)
-            for name, drawn in fresh.state_dict().items():
-                branch.state_dict()[name].copy_(drawn)
+            branch.redraw()
     return model

@@ -10,7 +10,6 @@ from torch import nn
 import noble_fx
 from noble_fx import ConfigError
 from noble_fx.branches.activations import Mixer, ScaleShift, Signed
-from noble_fx.branches.folded import FoldedBranch, fold_constants
 from noble_fx.transform import named_branches
 from tests.models import loud, tiny, tokens, transformed
 
@@ -40,8 +39,7 @@ def test_every_activation_says_the_same(act, preset):
     model, x = layer(act, preset), torch.randn(3, 5, 12, dtype=torch.float64)
     folded = noble_fx.fold(model)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-12)
-    kind = type(folded.get_submodule("0.noble"))
-    assert (kind is FoldedBranch) == (act in FOLDABLE)
+    assert folded.get_submodule("0.noble").folded == (act in FOLDABLE)
     left = [type(m).__name__ for m in folded.get_submodule("0.noble").act.modules()]
     assert not {"Cosine", "ScaleShift", "Signed"} & set(left)
 
@@ -162,7 +160,8 @@ def test_only_what_is_known_is_opened(act, left):
 def test_a_hook_on_a_part_of_sigma_is_kept():
     model = layer("cos")
     model.get_submodule("0.noble.act").register_forward_hook(lambda module, args, output: output * 3)
-    assert fold_constants(copy.deepcopy(named_branches(model)["0"])) == "σ (cos) has no constants to fold"
+    refusal = copy.deepcopy(named_branches(model)["0"]).fold()
+    assert refusal.reason == "σ (cos) has no constants to fold"
 
 
 def test_what_cannot_be_done_with_a_folded_model():
@@ -177,4 +176,4 @@ def test_what_cannot_be_done_with_a_folded_model():
         noble_fx.param_groups(folded, lr=1e-3)
     with pytest.raises(noble_fx.CheckpointError, match="folded"):
         noble_fx.save(folded, "nowhere")
-    assert not isinstance(named_branches(noble_fx.fold(layer("gelu")))["0"], FoldedBranch)
+    assert not named_branches(noble_fx.fold(layer("gelu")))["0"].folded

@@ -6,7 +6,7 @@ from torch import nn
 
 import noble_fx
 from noble_fx import ConfigError
-from noble_fx.training import branch_parameters, lr_multiplier
+from noble_fx.branches.base import Rate
 from noble_fx.transform import named_branches
 from tests.models import tiny, tokens, transformed
 
@@ -118,9 +118,9 @@ def test_roles_inside_an_activation_of_ones_own():
 
     model = noble_fx.transform(tiny(), rank=4, act=Mine, select=["blocks.0.fc1"])
     branch = named_branches(model)["blocks.0.fc1"]
-    roles = [role for role, _ in branch_parameters(branch)]
+    roles = [role for role, _, _ in branch.parameter_roles()]
     assert roles == ["down", "up", "other", "mixer", "other"]
-    assert lr_multiplier(branch, "other") == 1
+    assert branch.rate("other") == Rate(1.0, decay=True)
 
 
 def test_training_learns_more_than_noise():

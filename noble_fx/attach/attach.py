@@ -14,10 +14,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup, expert_branches
-from noble_fx.branches.noble import NobleBranch
-from noble_fx.layers.linear import Augmented
-from noble_fx.layers.registry import augmented_class, plain_class
+from noble_fx.layers.base import Augmented, plain_class
+from noble_fx.layers.registry import augmented_class, obstacle, projections
 from noble_fx.sites.site import Site
 
 
@@ -37,12 +37,12 @@ def site_name(path: str) -> str:
     return ".".join([*parts[:at], *parts[at + 1 :]])
 
 
-def named_branches(model: nn.Module) -> dict[str, NobleBranch]:
+def named_branches(model: nn.Module) -> dict[str, Branch]:
     """Every branch of a model by the name of its layer or parameter, each once."""
-    return {site_name(fqn): m for fqn, m in model.named_modules() if isinstance(m, NobleBranch)}
+    return {site_name(fqn): m for fqn, m in model.named_modules() if isinstance(m, Branch)}
 
 
-def attach(model: nn.Module, site: Site, branches: list[NobleBranch]) -> None:
+def attach(model: nn.Module, site: Site, branches: list[Branch]) -> None:
     """Put the branches of one site into `model`."""
     if not site.weight:
         layer = model.get_submodule(site.fqn)
@@ -53,7 +53,7 @@ def attach(model: nn.Module, site: Site, branches: list[NobleBranch]) -> None:
         layer.__class__ = kind
         layer.noble = branches[0]
         parent = model.get_submodule(site.fqn.rpartition(".")[0])
-        if isinstance(parent, nn.MultiheadAttention):
+        if projections(parent):
             _group(parent)
         return
     owner, _, name = site.weight.rpartition(".")
@@ -62,7 +62,8 @@ def attach(model: nn.Module, site: Site, branches: list[NobleBranch]) -> None:
 
 def _group(owner: nn.Module) -> BranchGroup:
     if not hasattr(owner, "noble"):
-        kind = augmented_class(owner) if isinstance(owner, nn.MultiheadAttention) else None
+        # An attention adds its branches itself; any other owner of a bare parameter is run by a graph, which does.
+        kind = augmented_class(owner) if projections(owner) and obstacle(owner) is None else None
         if kind is not None:
             owner.__class__ = kind  # type: ignore[assignment]
         owner.noble = BranchGroup()
@@ -73,7 +74,7 @@ def _group(owner: nn.Module) -> BranchGroup:
 def carriers(model: nn.Module) -> Iterator[nn.Module]:
     """The modules that hold branches in `noble`."""
     for module in model.modules():
-        if isinstance(module._modules.get("noble"), NobleBranch | BranchGroup):
+        if isinstance(module._modules.get("noble"), Branch | BranchGroup):
             yield module
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths, site_name
-from noble_fx.branches.noble import NobleBranch
-from noble_fx.branches.trace import why_untraceable
+from noble_fx.branches.base import Branch
+from noble_fx.branches.kinds import branch_class
 from noble_fx.config import NobleConfig
 from noble_fx.sites.site import Site
 
@@ -28,34 +28,22 @@ def drawing(config: NobleConfig, fqn: str) -> Iterator[None]:
         yield
 
 
-def build_branches(model: nn.Module, site: Site, config: NobleConfig, exported: bool) -> list[NobleBranch]:
+def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Branch]:
     """The branch of a site, or one per expert."""
     owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
     weight = model.get_parameter(site.weight) if site.weight else owner.weight
     assert isinstance(weight, torch.Tensor)
-    unfused = "fuse=False" if not config.fuse else _why_eager(owner, site, exported)
+    kind = branch_class(config)
     branches = []
     for path in branch_paths(site):
         # Drawn on the CPU in float32, so that a seed means the same branch on every device and in every dtype.
         with drawing(config, site_name(path)), torch.device("meta" if weight.is_meta else "cpu"):
-            branch = NobleBranch(site.in_features, site.out_features, site.rank, config, site.role)
-        branch.reason = site.reason
-        branch.unfused = unfused or why_untraceable(branch.key, site.rank)
+            branch = kind(site.in_features, site.out_features, site.rank, config, site.role)
+        branch.site = site
+        branch.prepare(site.unfused if config.fuse else "fuse=False")
         branch.to(device=weight.device, dtype=weight.dtype)
         branches.append(branch.train(owner.training))
     return branches
-
-
-def _why_eager(owner: nn.Module, site: Site, exported: bool) -> str:
-    if site.experts:
-        return "stacked experts, computed together"
-    if "1x1" in site.kind or "conv" in site.kind:
-        return "a 1x1 convolution, whose channels are not the last dimension"
-    if "einsum" in site.kind:
-        return "an einsum, whose features may be several axes"
-    if site.weight and not exported:
-        return "a part of nn.MultiheadAttention"
-    return ""
 
 
 def draw_base(model: nn.Module, site: Site, config: NobleConfig) -> None:

@@ -20,10 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noble_fx.branches import keys
 from noble_fx.branches.activations import Cosine, Mixer, ScaleShift, Signed
-from noble_fx.branches.noble import NobleBranch
-from noble_fx.errors import ConfigError
+from noble_fx.errors import Refusal
 
 
 class Cos(nn.Module):
@@ -31,20 +29,6 @@ class Cos(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.cos(h)
-
-
-class FoldedBranch(NobleBranch):
-    """A branch whose constants are folded, for inference: the same parameters, `up_bias` [N] where σ ended in a shift.
-
-    `fold_constants` makes it of a `NobleBranch` by changing its class; the object stays the same one.
-    """
-
-    def reset_parameters(self) -> None:
-        """Raises `ConfigError`: a folded branch has no recipe to be drawn from."""
-        raise ConfigError("a folded model is for inference and cannot be drawn again; use the model it was folded from")
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, folded"
 
 
 @dataclass
@@ -84,29 +68,35 @@ class _Matrix:
 _Link = _Affine | _Matrix | nn.Module
 
 
-def fold_constants(branch: NobleBranch) -> str:
-    """Fold a branch where it stands; returns why there is nothing to fold, or an empty string."""
+Parts = tuple[nn.Parameter, nn.Parameter | None, nn.Module, nn.Parameter, nn.Parameter | None]
+
+
+def fold_constants(
+    act: nn.Module, down: Tensor, down_bias: Tensor | None, up: Tensor, up_bias: Tensor | None, label: str
+) -> Parts | Refusal:
+    """(D', d', σ', U', bias of U') of a branch with its constants folded; or why there is nothing to fold."""
     chain: list[_Link] = [
-        _Matrix(branch.down.detach().double(), _wide(branch.down_bias)),
-        *_opened(branch.act, branch.down.new_ones((), dtype=torch.float64)),
-        _Matrix(branch.up.detach().double(), _wide(branch.up_bias)),
+        _Matrix(down.detach().double(), _wide(down_bias)),
+        *_opened(act, down.new_ones((), dtype=torch.float64)),
+        _Matrix(up.detach().double(), _wide(up_bias)),
     ]
     count = sum(isinstance(link, _Affine) for link in chain)
     if not count:
-        return f"σ ({branch.label}) has no constants to fold"
+        return Refusal(f"σ ({label}) has no constants to fold")
     _merge(chain)
     if sum(isinstance(link, _Affine) for link in chain) == count:
-        return f"no matrix stands next to the constants of σ ({branch.label})"
-    down, *parts, up = chain
-    assert isinstance(down, _Matrix)
-    assert isinstance(up, _Matrix)
-    like = branch.down
-    branch.__class__ = FoldedBranch
-    branch.down, branch.down_bias = _stored(down.weight, like), _optional(down.bias, like)
-    branch.up, branch.up_bias = _stored(up.weight, like), _optional(up.bias, like)
-    branch.act = _closed([_part(link, like) for link in parts])
-    branch.key = keys.activation_key(branch.act, branch.label)
-    return ""
+        return Refusal(f"no matrix stands next to the constants of σ ({label})")
+    first, *links, last = chain
+    assert isinstance(first, _Matrix)
+    assert isinstance(last, _Matrix)
+    sigma = _closed([_part(link, down) for link in links])
+    return (
+        _stored(first.weight, down),
+        _optional(first.bias, down),
+        sigma,
+        _stored(last.weight, down),
+        _optional(last.bias, down),
+    )
 
 
 def _opened(act: Any, one: Tensor) -> Iterator[_Link]:

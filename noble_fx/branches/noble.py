@@ -1,4 +1,4 @@
-"""The eager truth: the branch, and the linear layers that carry one.
+"""The eager truth: NOBLE's branch.
 
 For a linear map `x [.., K] -> y [.., N]` and a rank r (arXiv 2603.06492, eq. of the layer):
 
@@ -9,8 +9,7 @@ Everything fast in this project is measured against `NobleBranch.forward`.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,26 +17,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noble_fx.branches import activations, keys
+from noble_fx.branches.base import Branch, FusedForm, Rate
+from noble_fx.branches.folded import fold_constants
+from noble_fx.branches.trace import why_untraceable
 from noble_fx.config import NobleConfig
+from noble_fx.errors import Refusal
+from noble_fx.schema import LINEAR
 
-_LIVE: weakref.WeakSet[NobleBranch] = weakref.WeakSet()
 
-
-class NobleBranch(nn.Module):
+class NobleBranch(Branch):
     """σ(x Dᵀ + d) Uᵀ, [.., K] -> [.., N]; parameters `down` [r, K], `down_bias` [r] or None, `up` [N, r], `act.…`.
 
     Drawn as the preset of `config` says: D ~ N(0, 1/√K), d = 0, U ~ N(0, α/√r).
     """
 
+    kind = "noble"
     up_bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, rank: int, config: NobleConfig, role: str = "other"):
-        super().__init__()
-        self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.config, self.role = config, role
-        self.enabled = True  # False inside noble_fx.disabled()
-        self.unfused = "not asked for"  # why the operator is not used; "" where it is
-        self.reason = self.declined = ""  # why this layer was chosen; why the model has no graph
+        super().__init__(in_features, out_features, rank, config, role)
         preset = config.recipe
         down_bias = preset.down_bias and not activations.is_identity(config.act)
         self.down = nn.Parameter(torch.empty(rank, in_features))
@@ -46,14 +44,12 @@ class NobleBranch(nn.Module):
         self.register_parameter("up_bias", None)  # only a folded branch has one
         self.act = activations.build_activation(config.act, rank, preset)
         self.reset_parameters()
-        _LIVE.add(self)
-        self.key = keys.activation_key(self.act, self.label)
 
     @classmethod
-    def on_meta(cls, in_features: int, out_features: int, rank: int, config: NobleConfig) -> NobleBranch:
-        """A branch without values: its names and shapes only."""
+    def check(cls, config: NobleConfig) -> None:
+        """Refuse an unknown or misshapen σ; raises `ConfigError`."""
         with torch.device("meta"):
-            return cls(in_features, out_features, rank, config)
+            activations.build_activation(config.act, 4, config.recipe)
 
     @property
     def label(self) -> str:
@@ -73,6 +69,52 @@ class NobleBranch(nn.Module):
         up_bias = self.up_bias if rows is None or self.up_bias is None else self.up_bias[rows]
         return F.linear(activations.evaluate(self.act, h), self.up if rows is None else self.up[rows], up_bias)
 
+    # --- how it learns -----------------------------------------------------------------------------------------------
+
+    def parameter_roles(self) -> Iterator[tuple[str, nn.Parameter, Rate]]:
+        """down, down_bias, up, and of σ mixer, frequency, phase, scale, shift or other; rates are the preset's."""
+        for name, parameter in self.named_parameters(recurse=False):
+            yield name, parameter, self.rate(name)
+        for module in self.act.modules():
+            roles = getattr(type(module), "roles", {"weight": "mixer"} if isinstance(module, nn.Linear) else {})
+            for name, parameter in module.named_parameters(recurse=False):
+                role = roles.get(name, "other")
+                yield role, parameter, self.rate(role)
+
+    def rate(self, role: str) -> Rate:
+        """How fast this role learns: `(min(K, N) / r) ** exponent`, a constant, or 1 (NOBLE's two recipes)."""
+        preset, ratio = self.config.recipe, min(self.in_features, self.out_features) / self.rank
+        multipliers = {
+            "up": ratio**preset.lr_up_exponent,
+            "mixer": ratio**preset.lr_mixer_exponent,
+            "frequency": preset.lr_frequency,
+            "phase": preset.lr_phase,
+            "scale": preset.lr_scale,
+            "shift": preset.lr_shift,
+        }
+        return Rate(multipliers.get(role, 1.0), role not in ("frequency", "phase") or preset.decay_frequency)
+
+    # --- how it runs -------------------------------------------------------------------------------------------------
+
+    def fused_form(self) -> FusedForm | Refusal:
+        """D, d, U and σ's tensors; a σ that cannot be traced faithfully has none."""
+        key = keys.activation_key(self.act, self.label)
+        if reason := why_untraceable(key, self.rank):
+            return Refusal(reason)
+        names = [name for name, _ in [*self.act.named_parameters(), *self.act.named_buffers()]]
+        return FusedForm(
+            down="down",
+            down_bias="down_bias" if self.down_bias is not None else None,
+            up="up",
+            up_bias="up_bias" if self.up_bias is not None else None,
+            act=tuple(f"act.{name}" for name in names),
+            key=key,
+        )
+
+    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """y [.., N] by `noble_fx::linear`."""
+        return LINEAR(x, weight, self.with_bias(bias), self.down, self.down_bias, self.up, self.act_tensors(), self.key)
+
     def with_bias(self, bias: Tensor | None) -> Tensor | None:
         """The layer's bias [N] and the branch's own as one."""
         if self.up_bias is None:
@@ -83,16 +125,24 @@ class NobleBranch(nn.Module):
         """σ's parameters, then its buffers: the `act` argument of `noble_fx::linear`."""
         return [*self.act.parameters(), *self.act.buffers()]
 
-    def extra_repr(self) -> str:
-        return f"{self.in_features} -> {self.rank} ({self.label}) -> {self.out_features}"
+    def merged(self) -> tuple[Tensor, Tensor | None] | Refusal:
+        """(U D, U d) where σ is the identity."""
+        if type(self.act) is not nn.Identity:
+            return Refusal(f"σ ({self.label}) is not linear")
+        shift = None if self.down_bias is None else self.up @ self.down_bias
+        return self.up @ self.down, self.with_bias(shift)
+
+    def fold(self) -> Refusal | None:
+        """Fold ω, φ, scales, shifts and signs of σ into D, U and σ's own matrices."""
+        parts = fold_constants(self.act, self.down, self.down_bias, self.up, self.up_bias, self.label)
+        if isinstance(parts, Refusal):
+            return parts
+        self.down, self.down_bias, self.act, self.up, self.up_bias = parts
+        self.folded = True
+        self.prepare(self.unfused)
+        return None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        _LIVE.add(self)
-        self.key = keys.activation_key(self.act, self.label)  # a new process does not know the key yet
-
-
-def branches_with(downs: Iterable[Tensor]) -> list[NobleBranch]:
-    """The branches, of whatever model, that hold one of these `down` matrices: a compiled graph shows no more."""
-    wanted = set(map(id, downs))
-    return [branch for branch in _LIVE if id(branch.down) in wanted]
+        if not self.unfused:  # a new process does not know the key yet
+            self.prepare()

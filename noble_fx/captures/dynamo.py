@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.weak import WeakIdKeyDictionary
 
-from noble_fx.branches.noble import branches_with
+from noble_fx.branches.base import branches_with
 from noble_fx.passes.history import Step
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes

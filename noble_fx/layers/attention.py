@@ -14,28 +14,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from noble_fx.branches.noble import NobleBranch
-from noble_fx.layers.linear import Augmented
+from noble_fx.branches.base import Branch
+from noble_fx.errors import Refusal
+from noble_fx.layers.base import Augmented, LayerRow, plain_class
 
-
-class NobleOutProjection(Augmented, NonDynamicallyQuantizableLinear):
-    """The output projection of an `nn.MultiheadAttention`, with a branch in `noble`."""
-
-    def matrix(self) -> Tensor:
-        """W [N, K], the weight itself."""
-        return self.weight
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+EAGER = "a part of nn.MultiheadAttention"
 
 
-class NobleMultiheadAttention(Augmented, nn.MultiheadAttention):
+class WithProjections(Augmented):
     """An `nn.MultiheadAttention` whose `noble` holds the branches of its in-projections by parameter name.
 
     Arguments, results, masks and dropout are those of the class; the fused inference kernel is used only inside
     `noble_fx.disabled`, because it reads the weights past every branch.
     """
 
-    def forward(  # type: ignore[override]
+    modules: Any
+    out_proj: Any
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    batch_first: bool
+    dropout: float
+    training: bool
+    add_zero_attn: bool
+    in_proj_bias: Tensor | None
+    bias_k: Tensor | None
+    bias_v: Tensor | None
+    _qkv_same_embed_dim: bool
+
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -46,9 +55,10 @@ class NobleMultiheadAttention(Augmented, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        if not any(m.enabled for m in self.modules() if isinstance(m, NobleBranch)):
-            return nn.MultiheadAttention.forward(
-                self, query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        branches = (m for m in self.modules() if isinstance(m, Branch))
+        if not any(branch.enabled for branch in branches):
+            return super(Augmented, self).forward(  # type: ignore[misc]
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
             )
         if is_causal and attn_mask is None:
             raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
@@ -124,3 +134,22 @@ def _mask(q: Tensor, k: Tensor, attn_mask: Tensor | None, key_padding_mask: Tens
             mask = mask.view(batch, heads, -1, length)
         total = mask if total is None else total + mask
     return total
+
+
+def _own_forward(layer: Any) -> Refusal | None:
+    plain = plain_class(layer)
+    if plain.forward is nn.MultiheadAttention.forward:
+        return None
+    return Refusal(f"{plain.__qualname__} is a subclass of nn.MultiheadAttention, with a forward of its own")
+
+
+ROWS = (
+    LayerRow(
+        nn.MultiheadAttention,
+        shape=lambda layer: None,  # its projections are listed, each on its own
+        mixin=WithProjections,
+        obstacle=_own_forward,
+        eager=lambda layer: Refusal(EAGER),
+        parameters=PROJECTIONS,
+    ),
+)

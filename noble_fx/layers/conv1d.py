@@ -1,16 +1,25 @@
-"""GPT-2's `Conv1D` with a branch. Imported only where a model uses it, because it needs transformers."""
+"""GPT-2's `Conv1D` with a branch: a linear map whose weight is [K, N], y = x W + b."""
 
 from __future__ import annotations
 
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
-from noble_fx.layers.linear import Augmented
+from noble_fx.layers.base import Augmented, LayerRow
 
 
-class NobleConv1D(Augmented, Conv1D):
-    """A transformers `Conv1D` (weight [K, N], y = x W + b) with a branch in `noble`."""
+class Transposed(Augmented):
+    """A layer with a branch whose weight is [K, N]."""
 
     def matrix(self) -> Tensor:
         """W as [N, K], a transposed view of the weight."""
-        return self.weight.t()
+        return self.weight.t()  # type: ignore[attr-defined]
+
+
+ROWS = (
+    LayerRow(
+        "transformers.pytorch_utils.Conv1D",  # imported by its users alone
+        shape=lambda layer: (int(layer.weight.shape[0]), int(layer.weight.shape[1])),
+        mixin=Transposed,
+        layout="[K, N]",
+    ),
+)

@@ -6,39 +6,56 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from noble_fx.branches.noble import NobleBranch
-from noble_fx.layers.linear import Augmented
+from noble_fx.errors import Refusal
+from noble_fx.layers.base import Augmented, LayerRow, plain_class
+
+EAGER = "a 1x1 convolution, whose channels are not the last dimension"
 
 
-def branch_over_channels(branch: NobleBranch, x: Tensor, stride: tuple[int, ...], rows: slice | None = None) -> Tensor:
+def branch_over_channels(branch: Any, x: Tensor, stride: tuple[int, ...], rows: slice | None = None) -> Tensor:
     """branch [.., K] -> [.., N] on x [B, K, *positions] or [K, *positions]: every `stride`-th position, N channels."""
     if any(step != 1 for step in stride):
         every: Any = (..., *(slice(None, None, step) for step in stride))
         x = x[every]
     axis = -1 - len(stride)
-    return branch(x.movedim(axis, -1), rows).movedim(-1, axis)
+    out: Tensor = branch(x.movedim(axis, -1), rows)
+    return out.movedim(-1, axis)
 
 
-class _NobleConv(Augmented):
+class OverChannels(Augmented):
+    """A 1×1 convolution with a branch."""
+
     stride: tuple[int, ...]
 
     def matrix(self) -> Tensor:
         """W as [N, K], a view of the kernel [N, K, 1, ..]."""
-        weight: Any = self.weight  # type: ignore[attr-defined]
-        return weight.flatten(1)
+        return self.weight.flatten(1)  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = super(Augmented, self).forward(x)  # type: ignore[misc]
-        return y + branch_over_channels(self.noble, x, self.stride) if self.noble.enabled else y
-
-
-class NobleConv1d(_NobleConv, nn.Conv1d):
-    """A 1×1 `nn.Conv1d` with a branch in `noble`."""
+    def branch_output(self, x: Tensor) -> Tensor:
+        """The branch of every position, [B, N, *positions]."""
+        return branch_over_channels(self.noble, x, self.stride)
 
 
-class NobleConv2d(_NobleConv, nn.Conv2d):
-    """A 1×1 `nn.Conv2d` with a branch in `noble`."""
+def _shape(layer: Any) -> tuple[int, int] | None:
+    one_by_one = set(layer.kernel_size) == {1} and layer.groups == 1
+    return (layer.in_channels, layer.out_channels) if one_by_one else None
 
 
-class NobleConv3d(_NobleConv, nn.Conv3d):
-    """A 1×1 `nn.Conv3d` with a branch in `noble`."""
+def _padded(layer: Any) -> Refusal | None:
+    if isinstance(layer.padding, str) or any(layer.padding):
+        return Refusal("a 1x1 convolution with padding, which adds positions of its own")
+    return None
+
+
+ROWS = tuple(
+    LayerRow(
+        kind,
+        shape=_shape,
+        mixin=OverChannels,
+        layout="[N, K, 1]",
+        title=lambda layer: f"1x1 {plain_class(layer).__name__}",
+        obstacle=_padded,
+        eager=lambda layer: Refusal(EAGER),
+    )
+    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+)

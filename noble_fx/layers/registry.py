@@ -1,102 +1,157 @@
-"""Which layer classes can carry a branch, by exact class, and which linear maps cannot, with the reason."""
+"""Which layer classes may carry a branch: one row a class, built in or registered by a user.
+
+A row counts for subclasses too. One that has a forward of its own gets its branch beside whatever that computes; the
+operator takes the place of the class's own forward alone.
+"""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 
-from noble_fx.layers.linear import Augmented
+from noble_fx.errors import ConfigError, Refusal
+from noble_fx.layers import attention, conv1d, convolution, linear, opaque
+from noble_fx.layers.base import Augmented, LayerRow, class_with_branch, plain_class
+from noble_fx.layers.conv1d import Transposed
 
-# Exact classes: a subclass may have its own forward. By name, so that transformers is imported by its users alone.
-_AUGMENTED = {
-    "torch.nn.modules.linear.Linear": ("noble_fx.layers.linear", "NobleLinear"),
-    "transformers.pytorch_utils.Conv1D": ("noble_fx.layers.conv1d", "NobleConv1D"),
-    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": ("noble_fx.layers.attention", "NobleOutProjection"),
-    "torch.nn.modules.activation.MultiheadAttention": ("noble_fx.layers.attention", "NobleMultiheadAttention"),
-    "torch.nn.modules.conv.Conv1d": ("noble_fx.layers.convolution", "NobleConv1d"),
-    "torch.nn.modules.conv.Conv2d": ("noble_fx.layers.convolution", "NobleConv2d"),
-    "torch.nn.modules.conv.Conv3d": ("noble_fx.layers.convolution", "NobleConv3d"),
+_MIXINS = {"[N, K]": Augmented, "[K, N]": Transposed}
+_ROWS: dict[type | str, LayerRow] = {
+    row.cls: row for file in (linear, conv1d, convolution, attention, opaque) for row in file.ROWS
 }
-_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
-_OPAQUE: dict[type, str] = {
-    nn.RNNBase: "recurrent: its products lie inside one opaque operator, where no branch can be added",
-    nn.RNNCellBase: "recurrent: its products lie inside one opaque operator, where no branch can be added",
-    nn.Bilinear: "bilinear in two inputs, not a linear map of one",
-}
+
+def register_layer(
+    cls: type[nn.Module],
+    *,
+    shape: Callable[[Any], tuple[int, int]] = lambda layer: (layer.in_features, layer.out_features),
+    layout: str = "[N, K]",
+    obstacle: Callable[[Any], Refusal | None] = lambda layer: None,
+    fused: bool = False,
+) -> None:
+    """Let layers of class `cls` carry a branch; a second call replaces the first.
+
+    `shape(layer)` gives (K, N); `layout` says which axis of `layer.weight` is which, "[N, K]" or "[K, N]";
+    `obstacle(layer)` may refuse one with `Refusal(reason)`. `fused=True` says that `cls.forward(x)` is x Wᵀ + b and
+    nothing else, with b in `layer.bias` (or None): the operator then runs in its place. Raises `ConfigError`.
+    """
+    if not isinstance(cls, type) or not issubclass(cls, nn.Module):
+        raise ConfigError(f"register_layer takes a class of nn.Module, not {cls!r}")
+    if layout not in _MIXINS:
+        raise ConfigError(f"layout={layout!r} of {cls.__qualname__} is unknown; use {' or '.join(map(repr, _MIXINS))}")
+    computes = Refusal("registered without fused=True: what it computes is its own")
+    _ROWS[cls] = LayerRow(
+        cls,
+        shape,
+        _MIXINS[layout],
+        layout,
+        obstacle=obstacle,
+        eager=lambda layer: None if fused else computes,
+        registered=True,
+    )
+
+
+def row_of(layer: nn.Module) -> LayerRow | None:
+    """What is known of the layer's class, or of the nearest class that it is a subclass of."""
+    for cls in type(layer).__mro__:
+        row = _ROWS.get(cls) or _ROWS.get(f"{cls.__module__}.{cls.__qualname__}")
+        if row is not None:
+            return row
+    return opaque.PACKED if opaque.is_packed(layer) else None
 
 
 def augmented_class(layer: nn.Module) -> type[Augmented] | None:
-    """The class with a branch for this layer, or None; the augmented classes themselves count as their plain one."""
+    """The class with a branch for this layer, or None."""
     if isinstance(layer, Augmented):
         return type(layer)
-    where = _AUGMENTED.get(f"{type(layer).__module__}.{type(layer).__qualname__}")
-    return getattr(importlib.import_module(where[0]), where[1]) if where else None
-
-
-def plain_class(layer: nn.Module) -> type[nn.Module]:
-    """The class that the layer had before it got a branch."""
-    if not isinstance(layer, Augmented):
-        return type(layer)
-    return next(base for base in type(layer).__mro__ if issubclass(base, nn.Module) and not issubclass(base, Augmented))
+    row = row_of(layer)
+    return class_with_branch(row.mixin, type(layer)) if row is not None and row.mixin is not None else None
 
 
 def describe(layer: nn.Module) -> tuple[str, int, int] | None:
-    """(kind, K, N) of a module that holds a linear map, else None."""
-    kind = plain_class(layer).__name__
-    if isinstance(layer, nn.Linear):
-        return kind, layer.in_features, layer.out_features
-    if isinstance(layer, _CONVOLUTIONS):
-        one_by_one = set(layer.kernel_size) == {1} and layer.groups == 1
-        return (f"1x1 {kind}", layer.in_channels, layer.out_channels) if one_by_one else None
-    if isinstance(layer, nn.MultiheadAttention):
-        return None  # its projections are listed, each on its own
-    if augmented_class(layer) is not None:  # GPT-2's Conv1D, whose weight is [K, N]
-        weight: Any = layer.weight
-        return kind, int(weight.shape[0]), int(weight.shape[1])
-    if isinstance(layer, nn.RNNBase | nn.RNNCellBase):
-        return kind, layer.input_size, layer.hidden_size
-    if isinstance(layer, nn.Bilinear):
-        return kind, layer.in1_features, layer.out_features
-    if callable(getattr(layer, "weight", None)) and hasattr(layer, "in_features"):  # quantized: packed, in no nn.Linear
-        sizes: Any = layer
-        return f"quantized {kind}", int(sizes.in_features), int(sizes.out_features)
+    """(kind, K, N) of a module that holds a linear map, else None; raises `ConfigError` where a user's row lies."""
+    row = row_of(layer)
+    shape = row.shape(layer) if row is not None else None
+    if row is None or shape is None:
+        return None
+    if row.registered and (wrong := _misfit(layer, row, shape)):
+        raise ConfigError(
+            f"the row that was registered for {plain_class(layer).__qualname__} {wrong}; correct its shape or layout"
+        )
+    return row.title(layer), *shape
+
+
+def _misfit(layer: Any, row: LayerRow, shape: Any) -> str:
+    weight = getattr(layer, "weight", None)
+    if not isinstance(shape, tuple) or len(shape) != 2 or not all(isinstance(size, int) and size > 0 for size in shape):
+        return f"gives {shape!r} as its shape, where (K, N) belongs"
+    if not isinstance(weight, torch.Tensor):
+        return "is for layers with a tensor in `weight`, and this one has none"
+    expected = shape[::-1] if row.layout == "[N, K]" else shape
+    if tuple(weight.shape) != expected:
+        return f"says {row.layout} = {list(expected)}, and its weight is {list(weight.shape)}"
+    return ""
+
+
+def projections(module: nn.Module) -> tuple[str, ...]:
+    """Names of the module's own parameters that are linear maps, each with a branch of its own."""
+    row = row_of(module)
+    return row.parameters if row is not None else ()
+
+
+def obstacle(layer: nn.Module) -> Refusal | None:
+    """Why this layer cannot carry a branch, or None."""
+    row = row_of(layer)
+    name = plain_class(layer).__qualname__
+    if row is None:
+        return Refusal(f"{name} is no known class of linear layer; noble_fx.register_layer makes it one")
+    if isinstance(getattr(layer, "weight", None), UninitializedParameter):
+        return Refusal(f"{name} is lazy and has no shape yet; run one batch through the model first")
+    if parametrize.is_parametrized(layer):
+        return Refusal("its weight is parametrized; transform the model first, or remove the parametrization")
+    if refusal := row.obstacle(layer):
+        return refusal
+    if "forward" in vars(layer):
+        return Refusal("its forward was replaced on the instance (an accelerate hook?); transform before that")
+    if not isinstance(layer, Augmented) and hasattr(layer, "noble"):
+        return Refusal("it already has an attribute named 'noble'")
     return None
 
 
-def obstacle(layer: nn.Module) -> str:
-    """Why this layer cannot carry a branch; empty when it can."""
-    for kind, reason in _OPAQUE.items():
-        if isinstance(layer, kind):
-            return reason
-    if isinstance(layer, _CONVOLUTIONS) and (isinstance(layer.padding, str) or any(layer.padding)):
-        return "a 1x1 convolution with padding, which adds positions of its own"
-    if augmented_class(layer) is None:
-        name = f"{type(layer).__module__}.{type(layer).__qualname__}"
-        if isinstance(getattr(layer, "weight", None), UninitializedParameter):
-            return f"{name} is lazy and has no shape yet; run one batch through the model first"
-        base = "nn.Linear" if isinstance(layer, nn.Linear) else "its torch class"
-        return f"{name} is a subclass of {base}, which may have a forward of its own"
-    if "forward" in vars(layer):
-        return "its forward was replaced on the instance (an accelerate hook?); transform before that"
-    if not isinstance(layer, Augmented) and hasattr(layer, "noble"):
-        return "it already has an attribute named 'noble'"
-    return ""
+def why_eager(layer: nn.Module) -> Refusal | None:
+    """Why the operator cannot stand for this layer and its branch, whatever the branch; or None."""
+    row = row_of(layer)
+    assert row is not None
+    if refusal := row.eager(layer):
+        return refusal
+    plain, known = plain_class(layer), _class_of(row, plain_class(layer))
+    if plain.forward is not known.forward:
+        return Refusal(f"{plain.__qualname__} has a forward of its own, beside which the branch runs")
+    if not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        return Refusal(f"the weight of {plain.__qualname__} is computed, not a parameter")
+    return None
 
 
-def unsuitable_weight(layer: nn.Module) -> str:
-    """Why a branch beside this weight would be a mistake (quantized, integer); empty when it is fine."""
+def _class_of(row: LayerRow, plain: type) -> Any:
+    """The class that the row is for: itself, or the one of that name among the layer's bases."""
+    if isinstance(row.cls, type):
+        return row.cls
+    return next(cls for cls in plain.__mro__ if f"{cls.__module__}.{cls.__qualname__}" == row.cls)
+
+
+def unsuitable_weight(layer: nn.Module) -> Refusal | None:
+    """Why a branch beside this weight would be a mistake (quantized, integer), or None."""
     weight: Any = getattr(layer, "weight", None)
     if not isinstance(weight, torch.Tensor):
-        return "quantized: its weight is packed" if callable(weight) else ""
+        return Refusal("quantized: its weight is packed") if callable(weight) else None
     if weight.is_quantized:
-        return f"quantized ({weight.dtype})"
+        return Refusal(f"quantized ({weight.dtype})")
     if not weight.is_floating_point():
-        return f"of dtype {weight.dtype}, not floating point"
+        return Refusal(f"of dtype {weight.dtype}, not floating point")
     if type(weight.data) is not torch.Tensor and "quant" in type(weight.data).__name__.lower():
-        return f"quantized ({type(weight.data).__name__})"
-    return ""
+        return Refusal(f"quantized ({type(weight.data).__name__})")
+    return None

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup
-from noble_fx.branches.noble import NobleBranch
 from noble_fx.passes.history import Skip, Step
 from noble_fx.sites.products import Product, product_of
 from noble_fx.sites.views import parameter_shapes
@@ -49,7 +49,7 @@ class Target:
         for fqn, module in self.graph_module.named_modules():
             held = module._modules.get("noble")
             path = f"{fqn}.noble" if fqn else "noble"
-            if isinstance(held, NobleBranch):
+            if isinstance(held, Branch):
                 found.setdefault(id(module.weight), path)
             elif isinstance(held, BranchGroup):
                 found |= {id(module._parameters[name]): f"{path}.{name}" for name in held}
@@ -109,10 +109,10 @@ class Target:
             return Skip(found if isinstance(found, str) else "not selected")
         return Skip("has its branch already") if node.meta.get("noble") else (found, path)
 
-    def branch(self, node: Any) -> NobleBranch | None:
+    def branch(self, node: Any) -> Branch | None:
         """The branch that a `call_module` node runs, or None."""
         module = self.module(node.target) if isinstance(node, fx.Node) and node.op == "call_module" else None
-        return module if isinstance(module, NobleBranch) else None
+        return module if isinstance(module, Branch) else None
 
 
 def _attributes(value: Any) -> list[fx.Node]:

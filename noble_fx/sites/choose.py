@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from noble_fx.branches.kinds import branch_class
 from noble_fx.config import GROUPS, NobleConfig
 from noble_fx.errors import ConfigError, nearest
 from noble_fx.sites.find import LinearMap
@@ -22,7 +23,8 @@ def choose(model: nn.Module, maps: list[LinearMap], config: NobleConfig, strict:
     """
     _check_pattern(maps, config)
     wanted, excluded = _wanted(maps, config), _excluded(maps, config)
-    sites = [_decide(*entry, config, strict) for entry in zip(maps, wanted, excluded, strict=True)]
+    action = branch_class(config).action
+    sites = [_decide(*entry, config, strict, action) for entry in zip(maps, wanted, excluded, strict=True)]
     sites = assign_ranks(model, sites, config, refuse=strict and not is_group(config.select))
     if strict and not any(site.selected for site in sites):
         raise ConfigError(_nothing_selected(sites, config))
@@ -34,28 +36,29 @@ def is_group(select: object) -> bool:
     return isinstance(select, str) and select in GROUPS
 
 
-def _decide(found: LinearMap, wanted: str, excluded: str, config: NobleConfig, strict: bool) -> Site:
+def _decide(found: LinearMap, wanted: str, excluded: str, config: NobleConfig, strict: bool, action: str) -> Site:
     site, group = found.site, is_group(config.select)
     named = not isinstance(config.select, str) and not callable(config.select)
     if found.obstacle:
         if named and wanted and strict:
             raise ConfigError(f"select names {site.fqn!r}, which cannot carry a branch: {found.obstacle}")
-        return replace(site, reason=found.obstacle)
+        return replace(site, reason=found.obstacle.reason)
     if excluded:
         return replace(site, reason=excluded)
     if found.against and (group or not wanted):
-        return replace(site, reason=found.against)
+        return replace(site, reason=found.against.reason)
     if not wanted:
         outside = "outside the repeated blocks" if config.select == "auto" else "not matched by select"
         return replace(site, reason=outside)
     if found.unsuitable and not strict:
-        return replace(site, reason=found.unsuitable)
+        return replace(site, reason=found.unsuitable.reason)
     if found.unsuitable:
         raise ConfigError(
             f"the weight of {site.fqn!r} is {found.unsuitable}; a branch is trained together with its layer: transform "
             f"the model before quantizing it, or leave the layer out with exclude={re.escape(site.fqn)!r}"
         )
-    return replace(site, selected=True, reason=wanted)
+    eager = found.eager.reason if found.eager else ""
+    return replace(site, selected=True, reason=wanted, action=action, unfused=eager)
 
 
 def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:

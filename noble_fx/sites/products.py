@@ -54,6 +54,7 @@ class Weight:
     experts: int
     against: str = ""
     reader: str = ""
+    form: str = ""  # of the products: "linear", "experts", "convolution" or "einsum"
 
 
 # --- products --------------------------------------------------------------------------------------------------------
@@ -205,7 +206,20 @@ def _weight(name: str, shape: tuple[int, ...], uses: list[Product | str | fx.Nod
     if not against and any(not _whole(product, shape) for product in products):
         against = "only a part of its input features, or of its experts, is read at a time"
     ins, outs = (math.prod(shape[i] for i in axes) for axes in (inner, outer))
-    return Weight(name, kind, layout, ins, outs, shape[expert] if expert is not None else 0, against, reader)
+    form = _form_name(products[0])
+    return Weight(name, kind, layout, ins, outs, shape[expert] if expert is not None else 0, against, reader, form)
+
+
+def _form_name(product: Product) -> str:
+    if _form(product)[2] is not None:
+        return "experts"
+    return (
+        "convolution"
+        if product.node.target in CONVOLUTIONS
+        else "einsum"
+        if product.node.target is EINSUM
+        else "linear"
+    )
 
 
 def _whole(product: Product, shape: tuple[int, ...]) -> bool:

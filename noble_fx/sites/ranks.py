@@ -9,7 +9,7 @@ from functools import cache
 
 from torch import nn
 
-from noble_fx.branches.noble import NobleBranch
+from noble_fx.branches.kinds import branch_class
 from noble_fx.config import NobleConfig, parse_budget, resolve_rank
 from noble_fx.errors import ConfigError
 from noble_fx.sites.site import Site
@@ -40,7 +40,11 @@ def assign_ranks(model: nn.Module, sites: list[Site], config: NobleConfig, refus
                 f"min(K, N) = {limit}; lower rank, give this layer its own in rank_pattern, or exclude it"
             )
         else:
-            out.append(replace(site, selected=False, reason=f"rank {rank} is not below min(K, N) = {limit}"))
+            out.append(
+                replace(
+                    site, selected=False, action="", unfused="", reason=f"rank {rank} is not below min(K, N) = {limit}"
+                )
+            )
     return out
 
 
@@ -50,15 +54,11 @@ def _copies(site: Site) -> int:
 
 def parameter_counter(config: NobleConfig) -> Callable[[int, int, int], int]:
     """A function (K, N, r) -> parameters of one branch, counted on the meta device."""
+    kind = branch_class(config)
 
     @cache
-    def of_activation(rank: int) -> tuple[int, bool]:
-        branch = NobleBranch.on_meta(1, 1, rank, config)
-        return sum(p.numel() for p in branch.act.parameters()), branch.down_bias is not None
-
     def count(in_features: int, out_features: int, rank: int) -> int:
-        act, down_bias = of_activation(rank)
-        return rank * (in_features + out_features + down_bias) + act
+        return kind.parameter_count(in_features, out_features, rank, config)
 
     return count
 

@@ -1,8 +1,8 @@
-"""The data that flows through the compiler: sites found in a model, graphs over them, and what each pass did."""
+"""What the compiler knows of one linear map of a model, and what was chosen of all of them."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -27,7 +27,27 @@ class Site:
     weight: str = ""  # name of the parameter, where it is not the weight of a layer with a class of its own
     layout: str = ""  # what the axes of that parameter are: [N, K], [K, N], [E, N, K], …
     experts: int = 0  # how many matrices are stacked in it, each with a branch of its own; 0 for a single one
+    action: str = ""  # what is done there: "add" a branch; empty where it was not chosen
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**asdict(self), "aliases": list(self.aliases)}
+
+    def renamed(self, before: str, after: str) -> Site:
+        """The same site in a model where the prefix `before` of its names is `after`."""
+
+        def name(old: str) -> str:
+            return after + old.removeprefix(before) if old else old
+
+        aliases = tuple(name(alias) for alias in self.aliases)
+        return replace(self, fqn=name(self.fqn), weight=name(self.weight), aliases=aliases)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """All sites of a model as `transform` chose them; every branch that it built holds the one choice."""
+
+    sites: tuple[Site, ...]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Choice:
+        return self  # never changes, and a model has hundreds of branches

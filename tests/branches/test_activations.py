@@ -167,7 +167,7 @@ def test_activations_that_hold_functions_are_told_apart_by_what_these_do():
 
 def test_the_key_of_a_function_is_the_same_in_every_process():
     code = (
-        "import torch; from noble_fx.activations import activation_key\n"
+        "import torch; from noble_fx.branches.keys import activation_key\n"
         "class F(torch.nn.Module):\n"
         "    def __init__(self, f): super().__init__(); self.f = f\n"
         "print(activation_key(F(lambda h: (lambda a: a * 2)(h) + {1, 2}.pop()), 'mine'))"

@@ -93,7 +93,7 @@ DECLINED = [
     (Annotated, "forward's argument 'n' is annotated"),
     (FrozenDropout, "differs between train and eval"),
     (ByMode, "differs between train and eval"),
-    (AsksType, r"test_capture.py:\d+ asks for the type of a value"),
+    (AsksType, r"test_fx.py:\d+ asks for the type of a value"),
     (AsksIsTensor, "asks whether a value is a tensor"),
     (DataDependent, "symbolic tracing fails: TraceError"),
     (Constant, "draws a random number outside the graph"),

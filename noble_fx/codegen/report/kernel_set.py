@@ -17,7 +17,7 @@ from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.plan import DTYPES, SHARED_BYTES, Layer, Plan, make_plan
 from noble_fx.codegen.report.resources import Resources, backend_of, compile_kernels
 from noble_fx.config import NobleConfig, NoblePreset
-from noble_fx.errors import ConfigError, KernelError, nearest
+from noble_fx.errors import ConfigError, KernelError, Refusal, nearest
 from noble_fx.files import staged
 
 
@@ -101,15 +101,18 @@ def kernels(
         if given is not None and not isinstance(given, torch.dtype):
             raise ConfigError(f"{name}={given!r} is no torch.dtype; use torch.bfloat16, torch.float16 or torch.float32")
     branch = NobleBranch.on_meta(in_features, outputs[0], rank, NobleConfig(rank=rank, act=act, preset=preset))
+    form = branch.fused_form()
+    if isinstance(form, Refusal):
+        raise KernelError(form.reason)
     layer = Layer(
         in_features=in_features,
         out_features=outputs,
         rank=rank,
-        act=branch.key,
+        act=form.key,
         dtype=dtype,
         act_dtype=act_dtype or dtype,
         bias=bias,
-        down_bias=branch.down_bias is not None,
+        down_bias=form.down_bias is not None,
     )
     plan = _plan(layer, "sm_90")
     return KernelSet(plan, generate(plan))

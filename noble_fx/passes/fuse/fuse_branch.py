@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 from torch.nn import functional as F
 
-from noble_fx.branches.noble import NobleBranch
+from noble_fx.branches.base import Branch, FusedForm
 from noble_fx.passes.history import Skip
 from noble_fx.passes.rule import Answer, Build, Target, rule
 from noble_fx.schema import LINEAR
@@ -30,16 +30,19 @@ def fuse_branch(build: Build, node: fx.Node, target: Target) -> Answer:
     return fused(build, branch, path, x, weight, bias, rows)
 
 
-def fused(build: Build, branch: NobleBranch, path: str, x: Any, weight: Any, bias: Any, rows: Sequence[Any]) -> fx.Node:
+def fused(build: Build, branch: Branch, path: str, x: Any, weight: Any, bias: Any, rows: Sequence[Any]) -> fx.Node:
     """The operator's node, for the branch at `path` and those `rows` of N that the weight has ([] for all)."""
 
     def part(name: str) -> fx.Node:
         whole = build.attribute(f"{path}.{name}")
         return build.call(operator.getitem, whole, *rows) if rows else whole
 
-    names = [f"{path}.act.{n}" for n, _ in [*branch.act.named_parameters(), *branch.act.named_buffers()]]
-    if branch.up_bias is not None:
-        bias = part("up_bias") if bias is None else build.call(operator.add, bias, part("up_bias"))
-    down_bias = build.attribute(f"{path}.down_bias") if branch.down_bias is not None else None
-    act = [build.attribute(name) for name in names]
-    return build.call(LINEAR, x, weight, bias, build.attribute(f"{path}.down"), down_bias, part("up"), act, branch.key)
+    form = branch.fused_form()
+    assert isinstance(form, FusedForm)
+    if form.up_bias is not None:
+        bias = part(form.up_bias) if bias is None else build.call(operator.add, bias, part(form.up_bias))
+    down_bias = build.attribute(f"{path}.{form.down_bias}") if form.down_bias is not None else None
+    act = [build.attribute(f"{path}.{name}") for name in form.act]
+    return build.call(
+        LINEAR, x, weight, bias, build.attribute(f"{path}.{form.down}"), down_bias, part(form.up), act, form.key
+    )

@@ -6,7 +6,7 @@ import operator
 
 from torch import fx
 
-from noble_fx.branches.folded import FoldedBranch
+from noble_fx.branches.base import Branch
 from noble_fx.passes.fuse.fuse_branch import fused
 from noble_fx.passes.history import Skip
 from noble_fx.passes.rule import Answer, Build, Target, rule
@@ -19,7 +19,7 @@ def fold_branch(build: Build, node: fx.Node, target: Target) -> Answer:
     x, weight, bias, down, _, up, _, key = node.args
     path = str(down.target).removesuffix(".down") if isinstance(down, fx.Node) and down.op == "get_attr" else ""
     branch = target.module(path) if path else None
-    if not isinstance(branch, FoldedBranch):
+    if not isinstance(branch, Branch) or not branch.folded:
         return Skip("its branch is not folded")
     if key == branch.key:
         return Skip("folded already")

@@ -1,0 +1,167 @@
+"""What every kind of branch is: the one interface that layers, passes, the optimizer's groups and files know.
+
+    y = x Wᵀ + b + branch(x)          x [.., K]   W [N, K]   branch(x) [.., N]
+
+A kind is a subclass of `Branch` in a file of its own. It must say `forward` and `reset_parameters`; everything else has
+an answer here that is right for any kind: parameters that learn like the base's, no fused form, nothing to fold.
+
+    class Scaled(Branch):
+        kind = "scaled"
+
+        def __init__(self, in_features, out_features, rank, config, role="other"):
+            super().__init__(in_features, out_features, rank, config, role)
+            self.down = nn.Parameter(torch.empty(rank, in_features))
+            ...
+            self.reset_parameters()
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from noble_fx.config import NobleConfig
+from noble_fx.errors import ConfigError, Refusal
+
+ACTIONS = ("add",)  # what is done at a site: a branch added beside the layer
+NOT_BUILT = "its branch was never prepared"
+_LIVE: weakref.WeakSet[Branch] = weakref.WeakSet()
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How a parameter learns: its learning rate over the base's, and whether the optimizer's weight decay applies."""
+
+    lr: float = 1.0
+    decay: bool = True
+
+
+@dataclass(frozen=True)
+class FusedForm:
+    """A branch as operands of `noble_fx::linear`: the names of its own tensors ("down", "act.first.phase"), σ's key.
+
+    `up_bias` [N] is added to the layer's bias. `act` lists σ's parameters, then its buffers.
+    """
+
+    down: str
+    down_bias: str | None
+    up: str
+    up_bias: str | None
+    act: tuple[str, ...]
+    key: str
+
+
+class Branch(nn.Module):
+    """A learnable map [.., K] -> [.., N] of rank `rank` beside a linear map; the base of every kind."""
+
+    kind: ClassVar[str] = ""  # the name that `transform(branch=…)` takes
+    action: ClassVar[str] = "add"
+    folded = False  # True once constants were folded for inference, after which it cannot be drawn or saved
+
+    def __init__(self, in_features: int, out_features: int, rank: int, config: NobleConfig, role: str = "other"):
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.config, self.role = config, role
+        self.enabled = True  # False inside noble_fx.disabled()
+        self.unfused = NOT_BUILT  # why the operator is not used; "" where it is
+        self.key = ""  # how a fused site names what is computed in the bottleneck
+        self.declined = ""  # why the model has no graph
+        self.site: Any = None  # the chosen `Site`, and the `Choice` that it is a part of
+        self.choice: Any = None
+        _LIVE.add(self)
+
+    # --- what a kind may say better -----------------------------------------------------------------------------------
+
+    @classmethod
+    def check(cls, config: NobleConfig) -> None:
+        """Refuse settings that no layer could have, before a model is looked at; raises `ConfigError`."""
+
+    @property
+    def label(self) -> str:
+        """What it computes in its bottleneck, in a word."""
+        return self.kind
+
+    def parameter_roles(self) -> Iterator[tuple[str, nn.Parameter, Rate]]:
+        """(role, parameter, rate) of every parameter; roles are the names of the optimizer's groups."""
+        for name, parameter in self.named_parameters():
+            yield name, parameter, Rate()
+
+    def fused_form(self) -> FusedForm | Refusal:
+        """Its operands for `noble_fx::linear`, or why it runs as the module that it is."""
+        return Refusal(f"branches of kind {self.kind!r} have no fused form")
+
+    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """y [.., N] = x Wᵀ + b + branch(x) in one operator; only called where there is a fused form."""
+        raise RuntimeError(f"{type(self).__qualname__} has a fused form and no call of it: define fused()")
+
+    def merged(self) -> tuple[Tensor, Tensor | None] | Refusal:
+        """(ΔW [N, K], Δb [N] or None) where the branch is an affine map of x; or why it is not."""
+        return Refusal(f"branches of kind {self.kind!r} are no affine map of their input")
+
+    def fold(self) -> Refusal | None:
+        """Fold constants for inference where it stands (and set `folded`); or why there is nothing to fold."""
+        return Refusal(f"branches of kind {self.kind!r} have no constants to fold")
+
+    # --- what is derived ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def on_meta(cls, in_features: int, out_features: int, rank: int, config: NobleConfig) -> Branch:
+        """A branch without values: its names and shapes only."""
+        with torch.device("meta"):
+            return cls(in_features, out_features, rank, config)
+
+    @classmethod
+    def saved_shapes(cls, in_features: int, out_features: int, rank: int, config: NobleConfig) -> dict[str, Any]:
+        """Name and shape of everything that a state_dict holds of such a branch."""
+        branch = cls.on_meta(in_features, out_features, rank, config)
+        return {name: tuple(tensor.shape) for name, tensor in branch.state_dict().items()}
+
+    @classmethod
+    def parameter_count(cls, in_features: int, out_features: int, rank: int, config: NobleConfig) -> int:
+        """How many parameters such a branch has."""
+        return sum(p.numel() for p in cls.on_meta(in_features, out_features, rank, config).parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that it is stored in."""
+        return next((p.dtype for p in self.parameters()), torch.float32)
+
+    def redraw(self) -> None:
+        """Draw every value again, as when it was made; raises `ConfigError` where it is folded."""
+        if self.folded:
+            raise ConfigError(
+                "a folded model is for inference and cannot be drawn again; use the model it was folded from"
+            )
+        fresh = type(self)(self.in_features, self.out_features, self.rank, self.config, self.role)
+        own = self.state_dict()
+        for name, drawn in fresh.state_dict().items():
+            own[name].copy_(drawn)
+
+    def prepare(self, eager: str = "") -> None:
+        """Decide once how it runs: `eager` is what its place says against the operator, "" where nothing does."""
+        form = self.fused_form() if not eager else None
+        self.unfused = eager or (form.reason if isinstance(form, Refusal) else "")
+        self.key = form.key if isinstance(form, FusedForm) else ""
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.rank} ({self.label}) -> {self.out_features}{', folded' * self.folded}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _LIVE.add(self)
+
+
+def live_branches() -> Iterator[Branch]:
+    """Every branch of this process, of whatever model."""
+    yield from list(_LIVE)
+
+
+def branches_with(parameters: Iterable[Tensor]) -> list[Branch]:
+    """The branches that hold one of these tensors themselves: a compiled graph shows no more of a branch."""
+    wanted = set(map(id, parameters))
+    return [branch for branch in live_branches() if any(id(p) in wanted for p in branch._parameters.values())]

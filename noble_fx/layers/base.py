@@ -1,0 +1,133 @@
+"""What every layer with a branch is, and what is known of a layer class: one `LayerRow` each.
+
+A layer that gets a branch stays the same object and an instance of its own class: its class is swapped for one made of
+a mixin and that class. Parameter names, attributes, hooks and `isinstance` stay what they were.
+
+    Linear        ->  NobleLinear(Augmented, Linear)
+    FalconLinear  ->  NobleFalconLinear(Augmented, FalconLinear)      runs FalconLinear.forward, and adds its branch
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noble_fx.branches.base import Branch
+from noble_fx.errors import CaptureError, Refusal
+
+
+class Augmented:
+    """A layer with a branch in `noble`: a mixin in front of the layer's own class. Its weight is [N, K]."""
+
+    noble: Branch
+    _mixin: type[Augmented]
+    _input_name = "input"
+
+    def matrix(self) -> Tensor:
+        """W as [N, K], a view of the layer's weight."""
+        return self.weight  # type: ignore[attr-defined]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        branch = self.noble
+        if branch.enabled and not branch.unfused and len(args) == 1 and not kwargs:
+            return branch.fused(args[0], self.matrix(), self.bias)  # type: ignore[attr-defined]
+        y = super().forward(*args, **kwargs)  # type: ignore[misc]
+        return self.beside(y, args[0] if args else kwargs[self._input_name]) if branch.enabled else y
+
+    def beside(self, y: Any, x: Tensor) -> Tensor:
+        """y, which the layer's own forward made of x, and its branch; raises `CaptureError` where y is no W x."""
+        added = self.branch_output(self._in_stored_dtype(x))
+        if not isinstance(y, Tensor) or y.shape != added.shape:
+            got = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            name = plain_class(self).__qualname__  # type: ignore[arg-type]
+            raise CaptureError(
+                f"{name}.forward gives {got} where its linear map gives {list(added.shape)}, so no branch can be added "
+                "to it; leave such layers out with exclude=…"
+            )
+        return y + added.to(y.dtype)
+
+    def branch_output(self, x: Tensor) -> Tensor:
+        """What the branch adds to the layer's result."""
+        output: Tensor = self.noble(x)
+        return output
+
+    def _in_stored_dtype(self, x: Tensor) -> Tensor:
+        """A layer that casts its weight to x's dtype takes any; its branch takes the one that it is stored in."""
+        weight = self._parameters.get("weight")  # type: ignore[attr-defined]
+        if weight is None or weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+            return x
+        return x.to(self.noble.dtype)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Made at run time, the class has no name under which pickle could find it: it goes by what it is made of.
+        reduced: Any = super().__reduce_ex__(protocol)
+        made_of: Any = (self._mixin, plain_class(self))  # type: ignore[arg-type]
+        if reduced[1] != (type(self),) or _CLASSES.get(made_of) is not type(self):
+            return reduced  # the layer's own class, or a user's subclass, says how it is pickled
+        return _blank, made_of, *reduced[2:]
+
+
+def _blank(mixin: type[Augmented], plain: type[nn.Module]) -> Any:
+    kind: Any = class_with_branch(mixin, plain)
+    return kind.__new__(kind)
+
+
+_CLASSES: dict[tuple[type, type], type[Augmented]] = {}  # (mixin, plain) -> the class made of the two
+
+
+def class_with_branch(mixin: type[Augmented], plain: type[nn.Module]) -> type[Augmented]:
+    """The class of a `plain` layer with a branch, the same one each time."""
+    if (mixin, plain) not in _CLASSES:
+        named_class(mixin, plain)(type(f"Noble{plain.__name__}", (mixin, plain), {"__module__": __name__}))
+    return _CLASSES[mixin, plain]
+
+
+def named_class(mixin: type[Augmented], plain: type[nn.Module]) -> Callable[[Any], Any]:
+    """A decorator: this class, which has a name to import, is the one of a `plain` layer with a branch."""
+
+    def remember(kind: Any) -> Any:
+        kind._mixin = mixin
+        kind._input_name = next(iter(list(inspect.signature(plain.forward).parameters)[1:]), "input")
+        return _CLASSES.setdefault((mixin, plain), kind)
+
+    return remember
+
+
+def plain_class(layer: nn.Module) -> type[nn.Module]:
+    """The class that the layer had before it got a branch."""
+    if not isinstance(layer, Augmented):
+        return type(layer)
+    return next(base for base in type(layer).__mro__ if issubclass(base, nn.Module) and not issubclass(base, Augmented))
+
+
+def _nothing(layer: Any) -> Refusal | None:
+    return None
+
+
+def _own_name(layer: Any) -> str:
+    return plain_class(layer).__name__
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """What is known of one layer class and its subclasses.
+
+    `shape` gives (K, N), or None for an instance that is no linear map of its last dimension (a 3×3 convolution);
+    `obstacle` why no branch can be there; `eager` why the operator cannot run it, asked where its forward is the
+    class's own. `mixin` None: never a branch. `parameters`: weights inside that are linear maps of their own.
+    """
+
+    cls: type | str  # by name where the library should be imported by its users alone
+    shape: Callable[[Any], tuple[int, int] | None]
+    mixin: type[Augmented] | None = Augmented
+    layout: str = "[N, K]"  # of the weight
+    title: Callable[[Any], str] = _own_name
+    obstacle: Callable[[Any], Refusal | None] = _nothing
+    eager: Callable[[Any], Refusal | None] = _nothing
+    parameters: tuple[str, ...] = ()
+    registered: bool = False  # by a user

@@ -1,0 +1,72 @@
+"""The layers of a model that are linear maps, each with its role and whatever speaks against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from noble_fx.branches.base import Branch
+from noble_fx.branches.experts import BranchGroup
+from noble_fx.errors import Refusal
+from noble_fx.layers.registry import describe, obstacle, unsuitable_weight, why_eager
+from noble_fx.sites.blocks import Surroundings, surroundings
+from noble_fx.sites.roles import OTHER, role_from_name
+from noble_fx.sites.site import Site
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """One linear map of the model before any choice; `against` excludes it by default, `obstacle` always."""
+
+    site: Site
+    module: nn.Module | None  # None for a bare parameter
+    in_block: bool
+    against: Refusal | None = None
+    obstacle: Refusal | None = None
+    unsuitable: Refusal | None = None
+    eager: Refusal | None = None  # why the operator could not run a branch here, whatever its kind
+
+
+def layer_maps(model: nn.Module, flow_roles: Mapping[str, str] | None = None) -> list[LinearMap]:
+    """The layers of `model` that are linear maps, in definition order; one with two names is listed under its first."""
+    around = surroundings(model, flow_roles)
+    names: dict[int, tuple[nn.Module, list[str]]] = {}
+    for fqn, module in _outside_branches(model):
+        if describe(module) is not None:
+            names.setdefault(id(module), (module, []))[1].append(fqn)
+    return [_layer_map(module, tuple(fqns), around) for module, fqns in names.values()]
+
+
+def _outside_branches(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module under each of its names, but those inside branches, which are no maps of the model."""
+    inside: tuple[str, ...] = ()
+    for fqn, module in model.named_modules(remove_duplicate=False):
+        if inside and fqn.startswith(inside):
+            continue
+        if isinstance(module, Branch | BranchGroup):
+            inside = (*inside, fqn + ".")
+        else:
+            yield fqn, module
+
+
+def _layer_map(module: nn.Module, names: tuple[str, ...], around: Surroundings) -> LinearMap:
+    fqn = names[0]
+    described = describe(module)
+    assert described is not None
+    kind, in_features, out_features = described
+    role = role_from_name(fqn, in_features, out_features)
+    if role == OTHER:
+        role = around.flow_roles.get(fqn, OTHER)
+    unsuitable = unsuitable_weight(module)
+    refusal = None if unsuitable else obstacle(module)
+    return LinearMap(
+        Site(fqn, role, kind, in_features, out_features, 0, False, "", 0, names[1:]),
+        module,
+        around.in_block(fqn),
+        around.against(fqn, fqn, fqn, getattr(module, "weight", None), module),
+        refusal,
+        unsuitable,
+        None if refusal or unsuitable else why_eager(module),
+    )

@@ -1,0 +1,110 @@
+"""Linear maps as graphs show them: layers whose weights are read, and parameters that are maps by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor, fx, nn
+
+from noble_fx.errors import Refusal
+from noble_fx.layers.registry import augmented_class, describe, obstacle, projections, why_eager
+from noble_fx.sites.blocks import Surroundings, surroundings
+from noble_fx.sites.layer_maps import LinearMap
+from noble_fx.sites.products import Weight, weights_of
+from noble_fx.sites.roles import role_from_name
+from noble_fx.sites.site import Site
+
+_NOT_READ = Refusal("the exported program does not multiply with its weight")
+_TWO_LAYERS = Refusal("its weight is tied to another layer's, and a graph cannot tell the two apart")
+_NO_LAYER = Refusal(
+    "a bare parameter: there is no layer to carry a branch in this capture; capture='export' reaches it"
+)
+
+
+def as_exported(model: nn.Module, layers: Sequence[LinearMap], graphs: Sequence[fx.Graph]) -> list[LinearMap]:
+    """Layers as the graphs read them: a class that is strange to us is none there, an unread weight is no map."""
+    read = weights_of(list(graphs), model)
+    owners: dict[int, list[str]] = {}
+    for fqn, module in model.named_modules():
+        for parameter in module._parameters.values():
+            owners.setdefault(id(parameter), []).append(fqn)
+    return [_as_exported(model, layer, read, owners) for layer in layers]
+
+
+def _as_exported(
+    model: nn.Module, layer: LinearMap, read: Mapping[str, Weight], owners: Mapping[int, list[str]]
+) -> LinearMap:
+    weight = getattr(layer.module, "weight", None)
+    if not isinstance(weight, Tensor) or layer.module is None:
+        return layer
+    holders = owners.get(id(weight), [])
+    names = [f"{holder}.{n}".lstrip(".") for holder in holders for n in model.get_submodule(holder)._parameters]
+    use = next((read[name] for name in names if name in read and model.get_parameter(name) is weight), None)
+    if use is None or use.against or not use.layout:
+        why = Refusal(use.against) if use is not None and use.against else _NOT_READ
+        return replace(layer, obstacle=layer.obstacle or why)
+    eager = _eager_form(use)
+    if augmented_class(layer.module) is not None:
+        several = sum(describe(model.get_submodule(holder)) is not None for holder in holders) > 1
+        return replace(layer, obstacle=_TWO_LAYERS if several else None, eager=eager)
+    site = replace(layer.site, weight=f"{layer.site.fqn}.weight", layout=use.layout)
+    return replace(layer, site=site, obstacle=Refusal(use.reader) if use.reader else None, eager=eager)
+
+
+def _eager_form(use: Weight) -> Refusal | None:
+    """Why a product of this form and its branch are not one operator, or None."""
+    reasons = {
+        "experts": "stacked experts, computed together",
+        "convolution": "a 1x1 convolution, whose channels are not the last dimension",
+        "einsum": "an einsum, whose features may be several axes",
+    }
+    return Refusal(reasons[use.form]) if use.form in reasons else None
+
+
+def parameter_maps(model: nn.Module, layers: Sequence[LinearMap], graphs: Sequence[fx.Graph]) -> list[LinearMap]:
+    """The parameters of `model` that are linear maps outside any layer, or that look like stacked experts."""
+    read, around = weights_of(list(graphs), model), surroundings(model)
+    taken = {id(getattr(layer.module, "weight", None)) for layer in layers}
+    return [
+        _parameter_map(model, fqn, read.get(fqn), around)
+        for fqn, parameter in model.named_parameters()
+        if id(parameter) not in taken and _is_map(model, fqn, parameter, read.get(fqn))
+    ]
+
+
+def _is_map(model: nn.Module, fqn: str, parameter: Tensor, use: Weight | None) -> bool:
+    owner, _, name = fqn.rpartition(".")
+    module = model.get_submodule(owner)
+    if ".noble." in f".{fqn}":
+        return False
+    if projections(module):
+        return name in projections(module)
+    if use is not None and (use.layout or use.against):
+        return not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ours = type(module).__module__.startswith(("torch.nn.", "noble_fx."))
+    return parameter.ndim == 3 and min(parameter.shape) > 1 and not ours
+
+
+def _parameter_map(model: nn.Module, fqn: str, use: Weight | None, around: Surroundings) -> LinearMap:
+    owner, _, name = fqn.rpartition(".")
+    module, parameter = model.get_submodule(owner), model.get_parameter(fqn)
+    layout, experts, refusal, eager = "", 0, None, None
+    outs, ins = (int(n) for n in parameter.shape[-2:]) if parameter.ndim > 1 else (1, 1)
+    if projections(module):
+        kind, layout = "MultiheadAttention", "[N, K]"
+        refusal, eager = (obstacle(module), why_eager(module)) if use is None else (None, None)
+    elif use is None:
+        kind, ins, outs, refusal = f"stacked parameter [{parameter.shape[0]}, a, b]", outs, ins, _NO_LAYER
+    else:
+        kind = use.kind
+    if use is not None:
+        layout, experts, eager = use.layout, use.experts, _eager_form(use)
+        ins, outs = (use.in_features, use.out_features) if use.layout else (ins, outs)
+        why = use.against or use.reader
+        refusal = Refusal(why) if why else None
+    shown = owner if name == "weight" else fqn.removesuffix("_weight")
+    role = role_from_name(shown, ins, outs)
+    site = Site(fqn, role, kind, ins, outs, 0, False, "", 0, weight=fqn, layout=layout, experts=experts)
+    against = around.against(fqn, shown, owner, parameter, None)
+    return LinearMap(site, None, around.in_block(fqn), against, refusal, None, eager)
