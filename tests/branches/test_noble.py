@@ -1,15 +1,11 @@
 """The eager branch against the author's code, and the layer as a module."""
 
-import copy
-import pickle
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from torch import nn
 
-import noble_fx
 from noble_fx import NobleLinear
 
 GOLDEN = sorted((Path(__file__).parents[1] / "data").glob("*.safetensors"))
@@ -71,13 +67,6 @@ def test_all_golden_files_are_here():
     assert len(GOLDEN) == 13
 
 
-def test_the_layer_is_an_ordinary_linear():
-    layer = NobleLinear.build(8, 6, rank=2)
-    assert isinstance(layer, nn.Linear)
-    assert (layer.in_features, layer.out_features, layer.weight.dtype) == (8, 6, torch.float32)
-    assert [name for name, _ in layer.named_parameters()][:2] == ["weight", "bias"]
-
-
 @pytest.mark.parametrize("preset", ["paper", "reference"])
 def test_initialisation_follows_the_preset(preset):
     torch.manual_seed(0)
@@ -103,13 +92,6 @@ def test_the_identity_has_no_down_bias_in_any_recipe():
     assert NobleLinear.build(8, 6, rank=2, act="identity", preset="reference").noble.down_bias is None
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
-def test_a_layer_with_a_lambda_for_its_activation_is_copied(copied):
-    layer = NobleLinear.build(8, 6, rank=2, act=lambda rank: nn.Softplus())
-    x = torch.randn(3, 8)
-    assert torch.equal(copied(layer)(x), layer(x))
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("fused", [False, True], ids=["eager", "operator"])
 def test_sigma_is_computed_in_float32_below_it(dtype, fused):
@@ -127,8 +109,3 @@ def test_sigma_is_computed_in_float32_below_it(dtype, fused):
         truth = t @ layer.noble.up.double().t()
         error = (layer(x).double() - truth).abs().max() / truth.abs().max()
     assert error < 2 * torch.finfo(dtype).eps
-
-
-def test_branches_by_hand_take_every_setting():
-    with pytest.raises(noble_fx.ConfigError, match="'colour' is not a setting"):
-        NobleLinear.build(8, 6, rank=2, colour="red")

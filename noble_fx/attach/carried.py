@@ -1,0 +1,92 @@
+"""The sites of a model that carries branches: read off the branches, under the names that they have today.
+
+Each branch holds its own site and the choice that it was a part of. So a model that was wrapped, copied or taken out of
+a larger one still says why each map was chosen or left out, and what was changed since shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from noble_fx.attach.attach import branch_paths
+from noble_fx.branches.base import Branch
+from noble_fx.sites.layer_maps import LinearMap
+from noble_fx.sites.site import Choice, Site
+
+ADDED = "not there when the model was transformed"
+REPLACED = "its branch is gone: the layer was replaced after transform"
+BY_HAND = "built by hand"
+NOT_BY_HAND = "built by hand without a branch"
+_BYPASSED = "; without effect: the last backward went past its layer, to its weight alone"
+
+
+def carried_sites(model: nn.Module, maps: Sequence[LinearMap]) -> tuple[Site, ...]:
+    """One site for each linear map that `model` has today, with the reason for which it has a branch or none."""
+    branches = {linear_map.site.fqn: _branches_at(model, linear_map.site) for linear_map in maps}
+    reasons = _reasons_left_out(branches)
+    return tuple(
+        _carried(model, linear_map.site, branches[linear_map.site.fqn])
+        if branches[linear_map.site.fqn]
+        else replace(linear_map.site, reason=reasons.get(linear_map.site.fqn, ADDED if reasons else NOT_BY_HAND))
+        for linear_map in maps
+    )
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The module at `path`, or None where there is none."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _branches_at(model: nn.Module, site: Site) -> list[Branch]:
+    modules = [module_at(model, path) for path in branch_paths(site)]
+    return [module for module in modules if isinstance(module, Branch)]
+
+
+def _reasons_left_out(branches: dict[str, list[Branch]]) -> dict[str, str]:
+    """Why the maps without a branch have none, by today's name; empty where no branch knows of a choice."""
+    for fqn, held in branches.items():
+        if held and isinstance(held[0].choice, Choice):
+            before, after = _renaming(held[0].site.fqn, fqn)
+            sites = [site.renamed(before, after) for site in held[0].choice.sites if site.fqn.startswith(before)]
+            return {site.fqn: REPLACED if site.selected else site.reason for site in sites}
+    return {}
+
+
+def _renaming(then: str, today: str) -> tuple[str, str]:
+    """The prefix that names had when the model was transformed, and the one that they have today."""
+    if today.endswith(then):
+        return "", today.removesuffix(then)
+    return then.removesuffix(today), ""
+
+
+def _carried(model: nn.Module, site: Site, branches: list[Branch]) -> Site:
+    branch = branches[0]
+    parameters = [parameter for branch in branches for parameter in branch.parameters()]
+    return replace(
+        site,
+        role=branch.role,
+        rank=branch.rank,
+        selected=True,
+        action=branch.action,
+        reason=(branch.site.reason if branch.site is not None else BY_HAND) + _bypassed(model, site, parameters),
+        params=sum(parameter.numel() for parameter in parameters),
+        unfused=branch.unfused,
+    )
+
+
+def _bypassed(model: nn.Module, site: Site, parameters: Iterable[nn.Parameter]) -> str:
+    """What the gradients of the last backward say of a layer whose weight the model reads itself; mostly nothing.
+
+    Nobody can see beforehand that a forward takes `layer.weight` instead of calling the layer (Mamba's dt_proj).
+    """
+    owner, _, name = (site.weight or f"{site.fqn}.weight").rpartition(".")
+    weight = getattr(module_at(model, owner), "_parameters", {}).get(name)  # a parametrized weight is no parameter
+    if weight is None or weight.grad is None or any(p.grad is not None or not p.requires_grad for p in parameters):
+        return ""
+    return _BYPASSED

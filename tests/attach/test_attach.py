@@ -1,0 +1,76 @@
+"""Where branches live in the tree, and how they are put there and taken out again."""
+
+import pytest
+import torch
+from torch import nn
+
+from noble_fx import NobleBranch, NobleConfig, NobleLinear
+from noble_fx.attach.attach import attach, branch_paths, carriers, detach, named_branches, site_name
+from noble_fx.branches.experts import BranchGroup, StackedBranches
+from noble_fx.sites.site import Site
+from tests.models import tiny
+
+
+def site(fqn: str, weight: str = "", experts: int = 0) -> Site:
+    return Site(fqn, "other", "Linear", 6, 6, 2, True, "named", 24, weight=weight, experts=experts, action="add")
+
+
+def branch() -> NobleBranch:
+    return NobleBranch(6, 6, 2, NobleConfig(rank=2))
+
+
+@pytest.mark.parametrize(
+    ("where", "paths", "names"),
+    [
+        (site("a.fc"), ["a.fc.noble"], ["a.fc"]),
+        (site("a.w", "a.w"), ["a.noble.w"], ["a.w"]),
+        (site("w", "w"), ["noble.w"], ["w"]),
+        (site("a.w", "a.w", experts=2), ["a.noble.w.0", "a.noble.w.1"], ["a.w.0", "a.w.1"]),
+    ],
+)
+def test_paths_and_names_of_branches(where, paths, names):
+    assert branch_paths(where) == paths
+    assert [site_name(path) for path in paths] == names
+
+
+def test_a_layer_stays_the_same_object():
+    model = nn.Sequential(nn.Linear(6, 6))
+    layer, calls = model[0], []
+    layer.register_forward_hook(lambda *_: calls.append("hook"))
+    attach(model, site("0"), [branch()])
+    assert model[0] is layer
+    assert type(layer) is NobleLinear
+    model(torch.randn(2, 6))
+    assert calls == ["hook"]
+    detach(layer)
+    assert type(layer) is nn.Linear
+    assert list(dict(layer.named_modules())) == [""]
+
+
+def test_a_bare_parameter_and_stacked_ones_get_a_group_in_their_owner():
+    model = nn.Module()
+    model.w, model.stack = nn.Parameter(torch.zeros(6, 6)), nn.Parameter(torch.zeros(2, 6, 6))
+    attach(model, site("w", "w"), [branch()])
+    attach(model, site("stack", "stack", experts=2), [branch(), branch()])
+    assert isinstance(model.noble, BranchGroup)
+    assert isinstance(model.noble["stack"], StackedBranches)
+    assert list(named_branches(model)) == ["w", "stack.0", "stack.1"]
+    assert list(carriers(model)) == [model]
+    detach(model)
+    assert list(carriers(model)) == []
+
+
+def test_an_attention_changes_its_class_for_its_projections_and_back():
+    model = nn.Sequential(nn.MultiheadAttention(6, 2))
+    attach(model, site("0.out_proj"), [branch()])
+    assert type(model[0]).__name__ == "NobleMultiheadAttention"
+    assert isinstance(model[0], nn.MultiheadAttention)
+    for carrier in list(carriers(model)):
+        detach(carrier)
+    assert type(model[0]) is nn.MultiheadAttention
+    assert type(model[0].out_proj) is nn.modules.linear.NonDynamicallyQuantizableLinear
+
+
+def test_branches_of_a_plain_model_are_none():
+    assert named_branches(tiny()) == {}
+    assert list(carriers(tiny())) == []
