@@ -34,6 +34,7 @@ _DTYPES = {
     name: getattr(torch, name)
     for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 }
+_SETTINGS = ("branch", "act", "select", "exclude", "preset", "capture")  # fields of NobleConfig that a text can name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +106,7 @@ def _model_command(commands: Any, name: str, text: str, run: Callable[[argparse.
     command.add_argument("model", help="package.module:factory or hf:CONFIG.json")
     command.add_argument("--rank", type=_rank, help='an integer, a share such as 0.05, or a budget such as "4%%"')
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    for field in ("act", "select", "exclude", "preset", "capture"):
+    for field in _SETTINGS:
         command.add_argument(f"--{field}", help=f"as in noble_fx.transform (default: {_default(field)!r})")
     command.set_defaults(run=run)
     return command
@@ -127,8 +128,7 @@ def _rank(text: str) -> int | float | str:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("rank", "act", "select", "exclude", "preset", "capture")
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    return {name: value for name in ("rank", *_SETTINGS) if (value := getattr(args, name)) is not None}
 
 
 def _demo(args: argparse.Namespace) -> None:

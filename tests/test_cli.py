@@ -11,6 +11,7 @@ import torch
 
 import noble_fx
 from noble_fx import cli
+from noble_fx.branches import kinds
 
 ROOT = Path(__file__).parents[1]
 
@@ -174,3 +175,32 @@ def test_a_package_without_its_examples_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "__file__", str(tmp_path / "noble_fx" / "cli.py"))
     assert cli.main(["demo", "--steps", "1"]) == 2
     assert "examples/demo.py is neither inside" in " ".join(capsys.readouterr().err.split())
+
+
+def with_an_unfused_kind():
+    noble_fx.register_branch("cli_scale", ScaleBranch)
+    return small()
+
+
+class ScaleBranch(noble_fx.Branch):
+    kind = "cli_scale"
+
+    def __init__(self, *sizes_and_config):
+        super().__init__(*sizes_and_config)
+        self.scale = torch.nn.Parameter(torch.empty(self.out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.ones_(self.scale)
+
+    def forward(self, x, rows=None):
+        return x.mean(-1, keepdim=True) * (self.scale if rows is None else self.scale[rows])
+
+
+def test_a_kind_of_branch_by_its_name(capsys, monkeypatch):
+    monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
+    arguments = ["tests.test_cli:with_an_unfused_kind", "--rank", "2", "--select", "all", "--branch", "cli_scale"]
+    assert cli.main(["explain", *arguments]) == 0
+    assert "branches of kind 'cli_scale' have no fused form" in capsys.readouterr().out
+    assert cli.main(["sites", "tests.test_cli:small", "--branch", "nobel"]) == 2
+    assert "branch='nobel' is unknown; nearest: 'noble'" in " ".join(capsys.readouterr().err.split())
