@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from noble_fx.branches.base import Branch
 from noble_fx.errors import Refusal
-from noble_fx.layers.base import Augmented, LayerRow, plain_class
+from noble_fx.layers.base import Augmented, LayerRow
 
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 EAGER = "a part of nn.MultiheadAttention"
@@ -136,20 +136,13 @@ def _mask(q: Tensor, k: Tensor, attn_mask: Tensor | None, key_padding_mask: Tens
     return total
 
 
-def _own_forward(layer: Any) -> Refusal | None:
-    plain = plain_class(layer)
-    if plain.forward is nn.MultiheadAttention.forward:
-        return None
-    return Refusal(f"{plain.__qualname__} is a subclass of nn.MultiheadAttention, with a forward of its own")
-
-
 ROWS = (
     LayerRow(
         nn.MultiheadAttention,
         shape=lambda layer: None,  # its projections are listed, each on its own
         mixin=WithProjections,
-        obstacle=_own_forward,
         eager=lambda layer: Refusal(EAGER),
+        beside=False,
         parameters=PROJECTIONS,
     ),
 )

@@ -129,5 +129,6 @@ class LayerRow:
     title: Callable[[Any], str] = _own_name
     obstacle: Callable[[Any], Refusal | None] = _nothing
     eager: Callable[[Any], Refusal | None] = _nothing
+    beside: bool = True  # whether a branch is right beside a forward of a subclass's own, which it may be for x [.., K]
     parameters: tuple[str, ...] = ()
     registered: bool = False  # by a user

@@ -56,6 +56,7 @@ ROWS = tuple(
         title=lambda layer: f"1x1 {plain_class(layer).__name__}",
         obstacle=_padded,
         eager=lambda layer: Refusal(EAGER),
+        beside=False,  # which axis holds the channels of a subclass's input, nobody knows
     )
     for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 )

@@ -18,7 +18,9 @@ from noble_fx.errors import ConfigError, Refusal
 from noble_fx.layers import attention, conv1d, convolution, linear, opaque
 from noble_fx.layers.base import Augmented, LayerRow, class_with_branch, plain_class
 from noble_fx.layers.conv1d import Transposed
+from noble_fx.layers.probe import why_no_map
 
+_TRAINED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _MIXINS = {"[N, K]": Augmented, "[K, N]": Transposed}
 _ROWS: dict[type | str, LayerRow] = {
     row.cls: row for file in (linear, conv1d, convolution, attention, opaque) for row in file.ROWS
@@ -115,11 +117,24 @@ def obstacle(layer: nn.Module) -> Refusal | None:
         return Refusal("its weight is parametrized; transform the model first, or remove the parametrization")
     if refusal := row.obstacle(layer):
         return refusal
+    if refusal := _own_forward(layer, row):
+        return refusal
     if "forward" in vars(layer):
         return Refusal("its forward was replaced on the instance (an accelerate hook?); transform before that")
     if not isinstance(layer, Augmented) and hasattr(layer, "noble"):
         return Refusal("it already has an attribute named 'noble'")
     return None
+
+
+def _own_forward(layer: nn.Module, row: LayerRow) -> Refusal | None:
+    """Why no branch can be added to what a forward that is not a known one computes, or None."""
+    plain, known = plain_class(layer), _class_of(row, plain_class(layer))
+    if (plain.forward is known.forward and not row.registered) or row.mixin is None or isinstance(layer, Augmented):
+        return None
+    if not row.beside:
+        return Refusal(f"{plain.__qualname__} is a subclass of nn.{known.__name__} with a forward of its own")
+    shape = row.shape(layer)
+    return why_no_map(layer, *shape) if shape is not None else None
 
 
 def why_eager(layer: nn.Module) -> Refusal | None:
@@ -152,6 +167,8 @@ def unsuitable_weight(layer: nn.Module) -> Refusal | None:
         return Refusal(f"quantized ({weight.dtype})")
     if not weight.is_floating_point():
         return Refusal(f"of dtype {weight.dtype}, not floating point")
+    if weight.dtype not in _TRAINED:
+        return Refusal(f"stored in {weight.dtype}, in which no branch could be trained")
     if type(weight.data) is not torch.Tensor and "quant" in type(weight.data).__name__.lower():
         return Refusal(f"quantized ({type(weight.data).__name__})")
     return None

@@ -10,7 +10,7 @@ from torch import nn
 
 from noble_fx.errors import Refusal
 from noble_fx.layers.registry import describe
-from noble_fx.sites.roles import is_head_name, is_router_name
+from noble_fx.sites.roles import is_head_name, is_router_class, is_router_name
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 TIED = Refusal("its weight is tied to another module's")
@@ -45,7 +45,8 @@ class Surroundings:
             return TIED
         if id(module) in self.heads or (not self.in_block(fqn) and is_head_name(shown)):
             return HEAD
-        return ROUTER if is_router_name(owner, self.siblings(owner)) else None
+        router = is_router_name(owner, self.siblings(owner)) or is_router_class(type(module))
+        return ROUTER if router else None
 
 
 def surroundings(model: nn.Module, flow_roles: Mapping[str, str] | None = None) -> Surroundings:

@@ -68,6 +68,11 @@ def is_head_name(fqn: str) -> bool:
     return fqn == "output" or any(_HEAD.fullmatch(part) for part in fqn.split("."))
 
 
+def is_router_class(cls: type) -> bool:
+    """True for a class that calls itself a router (Llama4Router, PhimoeTopKRouter)."""
+    return "Router" in cls.__name__
+
+
 def is_router_name(fqn: str, siblings: set[str]) -> bool:
     """True for the gate of a mixture of experts: a router's name, beside experts or unmistakable."""
     last = fqn.rsplit(".", 1)[-1]

@@ -136,7 +136,7 @@ def test_a_subclass_is_listed_with_its_reason():
 
     sites = noble_fx.sites(nn.Sequential(Own(16, 2), nn.Linear(16, 16)), rank=2)
     (found,) = (s for s in sites if s.fqn == "0.in_proj_weight")
-    assert "subclass of nn.MultiheadAttention" in found.reason
+    assert "subclass of nn.MultiheadAttention with a forward of its own" in found.reason
 
 
 def test_fx_calls_the_attention_as_a_whole():
