@@ -1,6 +1,7 @@
 """Every recipe of docs/extending.md runs as it stands: its source file, then each test of its test file."""
 
 import inspect
+import linecache
 import re
 from pathlib import Path
 
@@ -22,8 +23,10 @@ RECIPES = {
 def recipe_names(title: str) -> dict[str, object]:
     """What the two blocks of a recipe define."""
     names: dict[str, object] = {"__name__": "recipe", "pytest": pytest, "noble_fx": noble_fx}
-    for block in RECIPES[title]:
-        exec(compile(block, f"docs/extending.md, {title}", "exec"), names)
+    for at, block in enumerate(RECIPES[title]):
+        file = f"docs/extending.md, {title}, block {at + 1}"
+        linecache.cache[file] = len(block), None, block.splitlines(keepends=True), file  # for a traceback to show
+        exec(compile(block, file, "exec"), names)
     return names
 
 
