@@ -17,14 +17,15 @@ from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
 from noble_fx.branches.kinds import branch_class
-from noble_fx.captures.example_inputs import describe, rebuild
-from noble_fx.captures.exported_model import ExportedModel
+from noble_fx.captures.base import Examples, Plan
+from noble_fx.captures.example_inputs import rebuild
+from noble_fx.captures.table import capture_of
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CheckpointError, ConfigError
 from noble_fx.files import staged
 from noble_fx.inspect import sites
 from noble_fx.sites.site import Site
-from noble_fx.transform import Plan, apply_plan, make_plan, remove
+from noble_fx.transform import apply_plan, make_plan, remove
 
 WEIGHTS, CONFIG = "model.safetensors", "noble_config.json"
 _FORMAT = 1
@@ -59,8 +60,8 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
             "sites": [site.to_dict() for site in sites(model) if site.selected],
             "versions": {"torch": torch.__version__},
         }
-        if isinstance(model, ExportedModel):
-            described["inputs"] = describe(model.noble_call.examples)
+        if (capture := capture_of(model)) is not None and (inputs := capture.inputs(model)) is not None:
+            described["inputs"] = inputs
         (made / CONFIG).write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (made / WEIGHTS).chmod((made / CONFIG).stat().st_mode)  # safetensors writes files for their owner alone
     return folder
@@ -86,9 +87,9 @@ def load(
     stored = _read_header(folder / WEIGHTS)
     if any(t.is_meta for t in model.state_dict().values()):
         raise CheckpointError("the model is on the meta device; call model.to_empty(device=...) before load")
-    examples: tuple[Any, Any, Any] = (example_inputs, example_kwargs, dynamic_shapes)
-    if inputs is not None and all(given is None for given in examples):
-        examples = (None, *_rebuilt_inputs(model, inputs, folder))
+    examples = Examples.of(example_inputs, example_kwargs, dynamic_shapes)
+    if inputs is not None and not examples:
+        examples = Examples.of(None, *_rebuilt_inputs(model, inputs, folder))
     try:
         plan = make_plan(model, config, examples)
     except ConfigError as error:

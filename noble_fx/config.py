@@ -17,7 +17,7 @@ from typing import Any
 from noble_fx.errors import ConfigError, nearest
 
 RankSpec = int | float | str
-CAPTURES = ("auto", "fx", "export", "modules")
+CAPTURES = ["auto", "modules", "fx", "export"]  # noble_fx.captures.register_capture adds to them
 GROUPS = ("auto", "all", "attention", "ffn")
 
 
@@ -227,7 +227,7 @@ def check_regex(pattern: str, name: str) -> None:
 
 
 def _importable(fn: Any) -> bool:
-    found: Any = sys.modules.get(getattr(fn, "__module__", None) or "")
+    value: Any = sys.modules.get(getattr(fn, "__module__", None) or "")
     for part in getattr(fn, "__qualname__", "?").split("."):
-        found = getattr(found, part, None)
-    return found is fn
+        value = getattr(value, part, None)
+    return value is fn

@@ -14,8 +14,10 @@ from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
 from noble_fx.branches.base import Branch
-from noble_fx.captures.exported_model import ExportedModel
-from noble_fx.inspect import programs, sites
+from noble_fx.captures.base import Examples
+from noble_fx.captures.table import captured
+from noble_fx.errors import Refusal
+from noble_fx.inspect import known_programs, sites
 from noble_fx.ops.cuda import why_no_kernel
 from noble_fx.passes.history import Program
 from noble_fx.sites.from_file import read_account, read_sites
@@ -68,7 +70,8 @@ class Explanation:
         eager = Counter(site.unfused for site in chosen if site.unfused)
         lines += [f"eager branch at {count} sites: {reason}" for reason, count in eager.items()]
         if chosen and self.fused_into:
-            grouped = " or one of a noble_fx::linear_group" if any(program.groups for program in self.programs) else ""
+            groups = any(program.groups for program in self.programs if program.mode != "looking")
+            grouped = " or one of a noble_fx::linear_group" if groups else ""
             fused = sum(not site.unfused for site in chosen)
             lines.append(f"fused: {fused} sites, each one {self.fused_into}{grouped}")
             if fused:
@@ -80,6 +83,8 @@ class Explanation:
     def _history(self) -> list[str]:
         lines = []
         for program in self.programs:
+            if program.mode == "looking":
+                lines.append("a graph to look at (noble_fx.programs; the modules themselves run):")
             done = Counter(step.rule for step in program.history if not step.skipped)
             lines += [f"pass {name}: {count} rewrites" for name, count in done.items()]
             if program.groups:
@@ -88,13 +93,13 @@ class Explanation:
         return lines
 
 
-def site_table(found: tuple[Site, ...]) -> Table:
+def site_table(sites_shown: tuple[Site, ...]) -> Table:
     """The sites as a table; equal ones of repeated blocks share a row, their numbers shown as `*`."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in ("layer", "×", "role", "kind", "K → N", "rank", "params", "reason"):
         table.add_column(name, justify="right" if name in ("×", "rank", "params") else "left", overflow="fold")
     rows: dict[tuple[Any, ...], list[Site]] = {}
-    for site in found:
+    for site in sites_shown:
         shown = ".".join("*" if part.isdigit() else part for part in site.fqn.split("."))
         shape = f"{site.in_features} → {site.out_features}"
         reason = site.reason + (f" (aliases: {', '.join(site.aliases)})" if site.aliases else "")
@@ -116,22 +121,23 @@ def explain(model: nn.Module | str | Path) -> Explanation:
         return _of_file(model)
     branches = named_branches(model)
     mine = {id(p) for branch in branches.values() for p in branch.parameters()}
-    found = sites(model)
+    listed = sites(model)
+    programs, without = known_programs(model, Examples()) if branches else ((), None)
     counted = [(id(p) in mine, p.numel()) for p in model.parameters()]
     return Explanation(
         model=type(model).__name__,
-        sites=found,
-        programs=programs(model),
-        settings=_settings(branches) | _notes(model),
+        sites=listed,
+        programs=programs,
+        settings=_settings(branches) | _notes(model) | _without_graph(without),
         base_params=sum(n for ours, n in counted if not ours),
         branch_params=sum(n for ours, n in counted if ours),
-        no_kernels=_no_kernels(model, found),
+        no_kernels=_no_kernels(model, listed),
     )
 
 
-def _no_kernels(model: nn.Module, found: tuple[Site, ...]) -> dict[str, str]:
+def _no_kernels(model: nn.Module, sites_shown: tuple[Site, ...]) -> dict[str, str]:
     reasons = {}
-    for site in found:
+    for site in sites_shown:
         if site.selected and not site.unfused:
             branch = model.get_submodule(branch_paths(site)[0])
             assert isinstance(branch, Branch)
@@ -166,12 +172,19 @@ def _settings(branches: dict[str, Any]) -> dict[str, str]:
         "rank": str(config.rank),
         "act": first.label,
         "preset": config.recipe.name,
-        "capture": config.capture + (f" (no graph: {first.declined})" if first.declined else ""),
+        "capture": config.capture,
         "inference": f"{folded} branches are folded: no constants of σ left beside a matrix" if folded else "",
     }
 
 
 def _notes(model: nn.Module) -> dict[str, str]:
-    """What an export fixed: the sizes of the inputs, and that there is no cache."""
-    calls = [module.noble_call for module in model.modules() if isinstance(module, ExportedModel)]
-    return {"export": "; ".join(note for call in calls for note in call.notes)} if calls else {}
+    """What a capture fixed: the sizes of the inputs, and that there is no cache."""
+    notes = [note for capture, module in captured(model) for note in capture.notes(module)]
+    return {"export": "; ".join(notes)} if notes else {}
+
+
+def _without_graph(without: Refusal | None) -> dict[str, str]:
+    """Why there is no graph to look at yet; Dynamo's may be there all the same."""
+    return (
+        {} if without is None else {"graph": f"noble_fx.programs(model, *inputs) makes one; without: {without.reason}"}
+    )

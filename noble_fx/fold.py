@@ -14,14 +14,10 @@ from torch import nn
 
 from noble_fx.attach.attach import named_branches
 from noble_fx.captures.base import check_model
-from noble_fx.captures.exported_model import ExportedModel
-from noble_fx.captures.fx import CapturedModel
+from noble_fx.captures.table import captured
 from noble_fx.errors import ConfigError
-from noble_fx.inspect import HISTORY
 from noble_fx.passes.history import Step
 from noble_fx.passes.inference.fold_branch import fold_branch
-from noble_fx.passes.pipeline import PIPELINES
-from noble_fx.passes.rule import run_passes
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -46,12 +42,6 @@ def fold_in_place(model: nn.Module) -> list[Step]:
         refusal = branch.fold()
         skipped = refusal.reason if refusal else ""
         done.append(Step(fold_branch.name, fqn, before, "" if refusal else branch.key, skipped))
-    for module in model.modules():
-        if isinstance(module, CapturedModel):
-            steps = run_passes(module, PIPELINES["inference"])
-            module.meta[HISTORY] = (*module.meta.get(HISTORY, ()), *steps)
-        elif isinstance(module, ExportedModel):
-            history = module.noble_graphs.history
-            for mode, graph_module in module.noble_modules.items():
-                history[mode] = (*history.get(mode, ()), *run_passes(graph_module, PIPELINES["inference"]))
+    for capture, module in captured(model):
+        capture.rewrite(module, "inference")
     return done

@@ -6,31 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
 from noble_fx.branches.base import Branch
 from noble_fx.captures import dynamo
-from noble_fx.captures.base import Declined, check_model
-from noble_fx.captures.exported_model import ExportedModel
-from noble_fx.captures.fx import CapturedModel, trace
+from noble_fx.captures.base import HISTORY, Examples, check_model
+from noble_fx.captures.looking import look
+from noble_fx.captures.table import asked, capture_of, captured
 from noble_fx.config import NobleConfig
-from noble_fx.errors import ConfigError
+from noble_fx.errors import CaptureError, ConfigError, Refusal
 from noble_fx.passes.history import Program
-from noble_fx.sites import roles_from_graph
 from noble_fx.sites.choose import choose
-from noble_fx.sites.find import LinearMap, find_maps
+from noble_fx.sites.find import LinearMap
 from noble_fx.sites.from_file import read_sites
 from noble_fx.sites.site import Site
-
-HISTORY = "noble_fx"  # where a CapturedModel keeps the history of its passes, in `meta`
-
-
-def _try_trace(model: nn.Module) -> tuple[fx.Graph | None, str]:
-    try:
-        return trace(model), ""
-    except Declined as reason:
-        return None, str(reason)
 
 
 def sites(model: nn.Module | str | Path, config: NobleConfig | None = None, **settings: Any) -> tuple[Site, ...]:
@@ -44,20 +34,20 @@ def sites(model: nn.Module | str | Path, config: NobleConfig | None = None, **se
     branches = named_branches(model)
     if not branches:
         check_model(model)
-        graph, _ = _try_trace(model)
-        maps = _maps(model, graph)
-        return choose(model, maps, (config or NobleConfig()).replace(**settings), strict=False)
-    maps = _maps(model)
+        config = (config or NobleConfig()).replace(**settings)
+        return choose(model, _maps(model, config.capture), config, strict=False)
+    maps = _maps(model, "modules")
     try:
-        found = choose(model, maps, next(iter(branches.values())).config, strict=False)
+        chosen = choose(model, maps, next(iter(branches.values())).config, strict=False)
     except ConfigError:  # the config names layers by their place in a larger model, of which this is a part
-        found = tuple(linear_map.site for linear_map in maps)
-    return tuple(_carried(model, site) for site in found)
+        chosen = tuple(linear_map.site for linear_map in maps)
+    return tuple(_carried(model, site) for site in chosen)
 
 
-def _maps(model: nn.Module, graph: fx.Graph | None = None) -> list[LinearMap]:
-    exported = list(model.noble_graphs.base.values()) if isinstance(model, ExportedModel) else []
-    return find_maps(model, roles_from_graph.roles_from_graph(model, graph) if graph else None, exported)
+def _maps(model: nn.Module, name: str) -> list[LinearMap]:
+    """Every linear map, as the capture that the model runs sees it, else as the one of that name would."""
+    capture = capture_of(model) or next(capture for _, capture in asked(name))
+    return capture.maps(model)
 
 
 def _carried(model: nn.Module, site: Site) -> Site:
@@ -66,7 +56,7 @@ def _carried(model: nn.Module, site: Site) -> Site:
     branch = branches[0]
     if not isinstance(branch, Branch):
         return replace(site, selected=False, rank=0, params=0, reason=site.reason if not site.selected else "")
-    parameters = [p for one in branches if one is not None for p in one.parameters()]
+    parameters = [p for member in branches if member is not None for p in member.parameters()]
     return replace(
         site,
         role=branch.role,
@@ -98,26 +88,52 @@ def _module_at(model: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def programs(model: nn.Module) -> tuple[Program, ...]:
-    """The captured graphs inside `model` with the history of their passes; none where its own forward runs."""
-    out: list[Program] = []
-    for module in model.modules():
-        if isinstance(module, CapturedModel) and HISTORY in module.meta:
-            out.append(Program(module, sites(module), module.meta[HISTORY]))
-        elif isinstance(module, ExportedModel):
-            found, history = sites(module), module.noble_graphs.history
-            out += [Program(graph, found, history.get(mode, ()), mode) for mode, graph in module.noble_modules.items()]
-    return tuple(out + _compiled_programs(model))
+def programs(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Program, ...]:
+    """The graphs of `model`, each with its sites and the history of its passes; `mode` says what it is.
+
+    "train", "eval" or ""   a captured graph that runs in that mode, or in both
+    "looking"               of a model of modules: one made to be looked at, on a copy without values that cannot run;
+                            by symbolic tracing where that is faithful, else by torch.export from `args` and `kwargs`
+    "compiled"              what `torch.compile(backend="noble_fx")` made of the model so far
+
+    Raises `CaptureError` where there is none of them, with the reason and the inputs that it takes.
+    """
+    graphs, without = known_programs(model, Examples(args, kwargs))
+    if without is not None and not graphs:
+        remedy = "" if args or kwargs else "; with example inputs torch.export can: noble_fx.programs(model, *inputs)"
+        raise CaptureError(f"there is no graph of this model to look at: {without.reason}{remedy}")
+    return graphs
+
+
+def known_programs(model: nn.Module, examples: Examples) -> tuple[tuple[Program, ...], Refusal | None]:
+    """What `programs` answers, and why there is no graph to look at where there is none."""
+    compiled = _compiled_programs(model)
+    if running := _running_programs(model):
+        return (*running, *compiled), None
+    carried = sites(model)
+    graph = look(model, carried, examples)
+    if isinstance(graph, Refusal):
+        return tuple(compiled), graph
+    return (Program(graph, carried, graph.meta[HISTORY], "looking"), *compiled), None
+
+
+def _running_programs(model: nn.Module) -> list[Program]:
+    """The captured graphs inside `model`, which run in the place of a module."""
+    return [
+        Program(graph, sites(module), graph.meta.get(HISTORY, ()), mode)
+        for capture, module in captured(model)
+        for mode, graph in capture.graphs(module).items()
+    ]
 
 
 def _compiled_programs(model: nn.Module) -> list[Program]:
     """The graphs that `torch.compile(backend="noble_fx")` made of the model so far."""
     branches: list[Any] = [branch for branch in named_branches(model).values() if branch.key]
     names = {id(branch.down): branch for branch in branches}
-    found = sites(model) if branches else ()
-    paths = {id(_module_at(model, path)): site for site in found for path in branch_paths(site)}
-    out = []
+    carried = sites(model) if branches else ()
+    paths = {id(_module_at(model, path)): site for site in carried for path in branch_paths(site)}
+    compiled = []
     for graph in dynamo.compiled_graphs([branch.down for branch in branches]):
         own = dict.fromkeys(paths[id(names[down])] for down in graph.downs if id(names.get(down)) in paths)
-        out.append(Program(graph.graph_module, tuple(own), graph.history, "compiled"))
-    return out
+        compiled.append(Program(graph.graph_module, tuple(own), graph.history, "compiled"))
+    return compiled

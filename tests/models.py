@@ -45,6 +45,14 @@ class Tiny(nn.Module):
         return self.head(x)
 
 
+class Base(nn.Module):
+    """One linear layer; subclasses say what forward does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+
 class WithOptional(Tiny):
     """The same with an optional argument, which no single graph can hold: captured as modules."""
 
@@ -84,6 +92,11 @@ def silent(model: nn.Module) -> nn.Module:
 def transformed(capture: str = "modules", rank: int = 4, **settings: object) -> nn.Module:
     """A `Tiny` with branches that matter."""
     return loud(noble_fx.transform(tiny(), rank=rank, capture=capture, seed=0, **settings))
+
+
+def compiled_programs(model: nn.Module) -> list[noble_fx.Program]:
+    """The graphs that Dynamo made of it, without the one that is made to be looked at."""
+    return [program for program in noble_fx.programs(model) if program.mode == "compiled"]
 
 
 class Gamma(nn.Module):

@@ -41,9 +41,17 @@ def test_counts_are_those_of_the_parameters():
     assert f"{explanation.branch_params / base:.1%} more" in str(explanation)
 
 
-def test_it_says_why_there_is_no_graph():
+def test_it_says_why_there_is_no_graph_to_look_at():
     text = " ".join(str(noble_fx.explain(noble_fx.transform(WithOptional(), rank=4))).split())
-    assert "capture: modules (no graph: forward has the optional argument 'scale'" in text
+    assert "capture: modules graph: noble_fx.programs(model, *inputs) makes one; without: forward has the opt" in text
+    assert "pass " not in text
+
+
+def test_the_passes_of_a_graph_to_look_at_are_not_said_to_run():
+    text = str(noble_fx.explain(transformed("modules")))
+    assert "a graph to look at (noble_fx.programs; the modules themselves run):\npass expose_linear: 12" in text
+    assert "fused: 12 sites, each one noble_fx::linear\n" in text  # and none is grouped where the modules run
+    assert "or one of a noble_fx::linear_group\n" in str(noble_fx.explain(transformed("fx")))
 
 
 def test_plain_json_values():

@@ -79,7 +79,7 @@ def test_every_capture(capture, act):
     assert all(torch.equal(folded.state_dict()[name], value) for name, value in base.items())
     with noble_fx.disabled(model), noble_fx.disabled(folded):
         assert torch.equal(folded(tokens()), model(tokens()))
-    for program in noble_fx.programs(folded):
+    for program in () if capture == "modules" else noble_fx.programs(folded):
         done = [step for step in program.history if step.rule == "fold_branch"]
         assert len([step for step in done if not step.skipped]) == 12
 

@@ -211,7 +211,7 @@ def test_a_failure_half_way_puts_the_layers_back(monkeypatch):
     def fail(*args):
         raise RuntimeError("the pass failed")
 
-    monkeypatch.setattr(sys.modules["noble_fx.transform"], "run_passes", fail)
+    monkeypatch.setattr(sys.modules["noble_fx.captures.base"], "run_passes", fail)
     with pytest.raises(RuntimeError, match="the pass failed"):
         noble_fx.transform(model, rank=4, capture="fx")
     assert list(model.state_dict()) == before

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import noble_fx
-from noble_fx import CaptureError
+from noble_fx import CaptureError, ConfigError
 from noble_fx.attach.attach import named_branches
 from tests.zoo import ZOO, Entry, transform_entry
 
@@ -79,7 +79,14 @@ def test_what_no_graph_can_hold_is_refused(entry: Entry):
     assert "capture='modules'" in str(error.value)
 
 
-@pytest.mark.parametrize("entry", [e for e in ZOO if e.refuses], ids=lambda e: e.name)
-def test_auto_falls_back_to_modules(entry: Entry):
-    made = transform_entry(entry, "auto", entry.build())
-    assert "decides on the values" in noble_fx.explain(made).settings["capture"]
+@pytest.mark.parametrize("entry", ZOO, ids=lambda e: e.name)
+def test_auto_gives_the_very_object_back(entry: Entry):
+    model = entry.build()
+    kind, chosen = type(model), entry.expected.get("modules", 0)
+    if not chosen:
+        with pytest.raises(ConfigError, match="capture='export'"):
+            transform_entry(entry, "auto", model)
+    else:
+        assert transform_entry(entry, "auto", model) is model
+    assert type(model) is kind or isinstance(model, noble_fx.layers.base.Augmented)
+    assert len(named_branches(model)) == chosen

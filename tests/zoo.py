@@ -36,7 +36,7 @@ class Entry:
 
 def transform_entry(entry: Entry, capture: str, model: nn.Module) -> nn.Module:
     """The model with branches of rank 2 at every site."""
-    examples = None if capture in ("fx", "modules") else entry.inputs()
+    examples = entry.inputs() if capture == "export" else None
     return noble_fx.transform(model, rank=2, capture=capture, select="all", seed=0, example_kwargs=examples)
 
 

@@ -99,24 +99,24 @@ def fold_constants(
     )
 
 
-def _opened(act: Any, one: Tensor) -> Iterator[_Link]:
+def _opened(act: Any, unit: Tensor) -> Iterator[_Link]:
     """The chain that `act` is. Exact classes only: a subclass may compute something else."""
     kind = type(act)
     if act._forward_hooks or act._forward_pre_hooks:
         yield act
     elif kind is nn.Sequential:
         for part in act.children():
-            yield from _opened(part, one)
+            yield from _opened(part, unit)
     elif kind is Cosine:
         yield _Affine(act.frequency.detach().double(), act.phase.detach().double())
         yield Cos()
     elif kind is ScaleShift:
-        yield _Affine(one if act.scale is None else act.scale.detach().double(), _wide(act.shift))
+        yield _Affine(unit if act.scale is None else act.scale.detach().double(), _wide(act.shift))
     elif kind is Signed:
         if act.flip:
-            yield _Affine(-one, None)
-        yield from _opened(act.inner, one)
-        yield _Affine(-one, None)
+            yield _Affine(-unit, None)
+        yield from _opened(act.inner, unit)
+        yield _Affine(-unit, None)
     elif kind in (Mixer, nn.Linear):
         yield _Matrix(act.weight.detach().double(), _wide(act.bias), act)
     elif kind is not nn.Identity:
@@ -125,17 +125,17 @@ def _opened(act: Any, one: Tensor) -> Iterator[_Link]:
 
 def _merge(chain: list[_Link]) -> None:
     """Fold every affine map into the matrix before it, else into the one behind it."""
-    for at in range(len(chain) - 1, 0, -1):  # two in a row become one first
-        one, other = chain[at - 1], chain[at]
-        if isinstance(one, _Affine) and isinstance(other, _Affine):
-            chain[at - 1 : at + 1] = [one.then(other)]
+    for at in range(len(chain) - 1, 0, -1):  # two in a row become a single map first
+        first, second = chain[at - 1], chain[at]
+        if isinstance(first, _Affine) and isinstance(second, _Affine):
+            chain[at - 1 : at + 1] = [first.then(second)]
     at = 1
     while at < len(chain) - 1:
-        one, link, other = chain[at - 1 : at + 2]
-        if isinstance(link, _Affine) and isinstance(one, _Matrix):
-            one.after(link)
-        elif isinstance(link, _Affine) and isinstance(other, _Matrix):
-            other.before(link)
+        before, link, behind = chain[at - 1 : at + 2]
+        if isinstance(link, _Affine) and isinstance(before, _Matrix):
+            before.after(link)
+        elif isinstance(link, _Affine) and isinstance(behind, _Matrix):
+            behind.before(link)
         else:
             at += 1
             continue
@@ -159,12 +159,12 @@ def _closed(parts: list[nn.Module]) -> nn.Module:
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
 
 
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    return other if one is None else one if other is None else one + other
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    return right if left is None else left if right is None else left + right
 
 
-def _product(one: Tensor | None, scale: Tensor) -> Tensor | None:
-    return None if one is None else one * scale
+def _product(tensor: Tensor | None, scale: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor * scale
 
 
 def _wide(tensor: Tensor | None) -> Tensor | None:

@@ -23,40 +23,32 @@ class Call:
     keyword_only: tuple[str, ...]
     examples: dict[str, Any]  # argument -> pytree of `Fixed` (tensors) and constants
     defaults: dict[str, Any]  # of the arguments that were not given
-    positional: int  # arguments kept positional because of *args; else 0
     out_specs: dict[str, pytree.TreeSpec]
     notes: tuple[str, ...] = ()
 
     def signature(self) -> inspect.Signature:
         """The original signature, `self` first; arguments that may be left out have the default None."""
         kind = inspect.Parameter
-        made, optional = [kind("self", kind.POSITIONAL_OR_KEYWORD)], False
+        parameters, optional = [kind("self", kind.POSITIONAL_OR_KEYWORD)], False
         for name in self.names:
             optional = optional or not _has_tensor(self.examples.get(name))
-            made.append(kind(name, kind.POSITIONAL_OR_KEYWORD, default=None if optional else kind.empty))
-        made += [kind(name, kind.KEYWORD_ONLY, default=None) for name in self.keyword_only]
-        return inspect.Signature(made)
+            parameters.append(kind(name, kind.POSITIONAL_OR_KEYWORD, default=None if optional else kind.empty))
+        parameters += [kind(name, kind.KEYWORD_ONLY, default=None) for name in self.keyword_only]
+        return inspect.Signature(parameters)
 
     def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The flat inputs of the graphs; raises `CaptureError` where the graphs do not fit the call."""
-        if len(args) > len(self.names):
-            raise TypeError(f"forward takes {len(self.names)} positional arguments but {len(args)} were given")
-        given = dict(zip(self.names, args, strict=False))
-        for name, value in kwargs.items():
-            if name in given:
-                raise TypeError(f"forward got multiple values for argument {name!r}")
-            given[name] = value
-        out: list[Any] = []
+        arguments = dict(self.signature().bind_partial(None, *args, **kwargs).arguments)
+        del arguments["self"]
+        leaves: list[Any] = []
         for name, example in self.examples.items():
-            if name not in given and _has_tensor(example):
+            if name not in arguments and _has_tensor(example):
                 raise CaptureError(f"forward needs {name!r}, which was among the example inputs; {_REMEDY}")
-            out += _matched(name, given.pop(name, example), example)
-        for name, value in given.items():
-            if name not in self.defaults:
-                raise TypeError(f"forward got an unexpected keyword argument {name!r}")
-            if value is not None and not _same(value, self.defaults[name]):
+            leaves += _matched(name, arguments.pop(name, example), example)
+        for name, value in arguments.items():
+            if value is not None and not _same(value, self.defaults.get(name)):
                 raise CaptureError(f"{name!r} was not among the example inputs, so no graph takes it; {_REMEDY}")
-        return out
+        return leaves
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,22 @@
 """A graph of operators as plain picklable values, and back.
 
-fx pickles a graph as Python code and traces that again; an exported graph holds symbolic sizes and operators of other
-libraries that such a trace loses. Here each node is written down as it is; `meta` (fake tensors) is left out.
+fx pickles a graph as Python code and traces that again, which loses names, symbolic sizes and operators of other
+libraries. Here each node is written down as it is; `meta` (fake tensors) is left out.
 """
 
 from __future__ import annotations
 
 import importlib
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
-from torch.fx.node import map_aggregate
+from torch import fx, nn
+from torch.fx.node import _get_qualified_name, map_aggregate
+
+from noble_fx.ops.operands import Operands
+from noble_fx.schema import LINEAR, LINEAR_GROUP
 
 from noble_fx.torch_versions import HigherOrderOperator, OpOverload
 
@@ -60,6 +64,15 @@ def read_graph(written: Written) -> fx.Graph:
     return graph
 
 
+def set_keys(graph: fx.Graph, model: nn.Module) -> None:
+    """Let each fused node name σ as the branch does whose D it reads: another version may have made another key."""
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in (LINEAR, LINEAR_GROUP):
+            down = Operands.of_node(node).sites[0].down
+            branch: Any = model.get_submodule(str(down.target).rpartition(".")[0])
+            node.args = (*node.args[:-1], branch.key)
+
+
 def _unfrozen(value: Any) -> Any:
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(map(_unfrozen, value))
@@ -91,15 +104,39 @@ def _write_target(target: Any) -> Any:
         return _Operator(f"{target._schema.name.replace('::', '.')}.{target._overloadname}")
     if isinstance(target, HigherOrderOperator):
         return _Operator(f"higher_order.{target.name()}")
-    if callable(target):
-        return _Function(target.__module__, target.__name__)
-    return target
+    if not callable(target):
+        return target
+    module, _, name = _get_qualified_name(target).rpartition(".")  # torch's own functions do not know their module
+    written = _Function(module or "builtins", name)
+    try:
+        same = _read_target(written) is target
+    except (ImportError, AttributeError):
+        same = False
+    if not same:
+        raise pickle.PicklingError(f"the graph calls {target!r}, which no import finds again")
+    return written
 
 
 def _read_target(target: Any) -> Any:
     if isinstance(target, _Operator):
-        found: Any = torch.ops
-        for part in target.path.split("."):
-            found = getattr(found, part)
-        return found
-    return getattr(importlib.import_module(target.module), target.name) if isinstance(target, _Function) else target
+        return _member(torch.ops, target.path)
+    if isinstance(target, _Function):
+        return _member(_imported(target.module), target.name)
+    return target
+
+
+def _member(owner: Any, path: str) -> Any:
+    for part in path.split("."):
+        owner = getattr(owner, part)
+    return owner
+
+
+def _imported(path: str) -> Any:
+    """A module by its name, or a class in one (`torch.Tensor`)."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        if not module:
+            raise
+        return getattr(_imported(module), name)

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from noble_fx.captures.base import check_model, modes_restored
+from noble_fx.captures.torch_export import quiet, without_cache
 from noble_fx.errors import CaptureError, ExportError
 from noble_fx.files import staged
 from noble_fx.fold import fold_in_place
 from noble_fx.onnx_export import functions as onnx_functions
 from noble_fx.onnx_export import model_file
 from noble_fx.onnx_export.operators import translations
-from noble_fx.onnx_export.program import cannot_export, capture, lower, quiet, rewrite, size_names, without_cache
+from noble_fx.onnx_export.program import cannot_export, capture, lower, rewrite, size_names
 from noble_fx.onnx_export.report import ExportReport
 from noble_fx.onnx_export.verify import TOLERANCE, Verification
 from noble_fx.onnx_export.verify import verify as _verify
@@ -71,7 +72,7 @@ def export_onnx(
     """
     _need_onnx()
     _check_request(model, verify, join, opset)
-    path, kwargs = Path(path), without_cache(model, kwargs or {})
+    path, kwargs = Path(path), without_cache(model, kwargs or {}, ExportError)
     args = (args,) if isinstance(args, Tensor) else tuple(args)
     dtype = _checked_dtype(dtype or _model_dtype(model))
     opset = _BF16_OPSET if opset is None and dtype == torch.bfloat16 else opset

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from noble_fx.captures.torch_export import quiet
 from noble_fx.onnx_export.operators import REWRITTEN
-from noble_fx.onnx_export.program import quiet
 from noble_fx.ops import inference
 from noble_fx.schema import LINEAR
 

@@ -19,9 +19,9 @@ from torch.export.graph_signature import InputKind, InputSpec, OutputKind, Outpu
 from torch.utils import _pytree as pytree
 
 from noble_fx.attach.attach import named_branches
+from noble_fx.captures.torch_export import user_inputs
 from noble_fx.errors import ConfigError, ExportError
 from noble_fx.explain import explain
-from noble_fx.onnx_export.program import user_inputs
 from noble_fx.passes.inference.remove_dead import remove_dead
 from noble_fx.sites.from_file import FORMAT
 

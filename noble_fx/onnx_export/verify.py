@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from noble_fx.captures.torch_export import quiet, user_inputs
 from noble_fx.errors import ExportError
 from noble_fx.onnx_export.model_file import shape_text
-from noble_fx.onnx_export.program import quiet, user_inputs
 from noble_fx.onnx_export.session import MissingKernel, OnnxModel
 
 # The largest difference allowed; relative to the largest value where a dtype keeps three digits or fewer.

@@ -36,28 +36,28 @@ def is_group(select: object) -> bool:
     return isinstance(select, str) and select in GROUPS
 
 
-def _decide(found: LinearMap, wanted: str, excluded: str, config: NobleConfig, strict: bool, action: str) -> Site:
-    site, group = found.site, is_group(config.select)
+def _decide(linear_map: LinearMap, wanted: str, excluded: str, config: NobleConfig, strict: bool, action: str) -> Site:
+    site, group = linear_map.site, is_group(config.select)
     named = not isinstance(config.select, str) and not callable(config.select)
-    if found.obstacle:
+    if linear_map.obstacle:
         if named and wanted and strict:
-            raise ConfigError(f"select names {site.fqn!r}, which cannot carry a branch: {found.obstacle}")
-        return replace(site, reason=found.obstacle.reason)
+            raise ConfigError(f"select names {site.fqn!r}, which cannot carry a branch: {linear_map.obstacle}")
+        return replace(site, reason=linear_map.obstacle.reason)
     if excluded:
         return replace(site, reason=excluded)
-    if found.against and (group or not wanted):
-        return replace(site, reason=found.against.reason)
+    if linear_map.against and (group or not wanted):
+        return replace(site, reason=linear_map.against.reason)
     if not wanted:
         outside = "outside the repeated blocks" if config.select == "auto" else "not matched by select"
         return replace(site, reason=outside)
-    if found.unsuitable and not strict:
-        return replace(site, reason=found.unsuitable.reason)
-    if found.unsuitable:
+    if linear_map.unsuitable and not strict:
+        return replace(site, reason=linear_map.unsuitable.reason)
+    if linear_map.unsuitable:
         raise ConfigError(
-            f"the weight of {site.fqn!r} is {found.unsuitable}; a branch is trained together with its layer: transform "
-            f"the model before quantizing it, or leave the layer out with exclude={re.escape(site.fqn)!r}"
+            f"the weight of {site.fqn!r} is {linear_map.unsuitable}; a branch is trained together with its layer: "
+            f"transform the model before quantizing it, or leave the layer out with exclude={re.escape(site.fqn)!r}"
         )
-    eager = found.eager.reason if found.eager else ""
+    eager = linear_map.eager.reason if linear_map.eager else ""
     return replace(site, selected=True, reason=wanted, action=action, unfused=eager)
 
 
@@ -79,38 +79,36 @@ def _wanted(maps: list[LinearMap], config: NobleConfig) -> list[str]:
     """Per map: why `select` takes it, or "" where it does not; a list entry that is no map is an error."""
     select = config.select
     if isinstance(select, str) and is_group(select):
-        has_blocks = any(found.in_block for found in maps)
-        return [_group_reason(select, found, has_blocks) for found in maps]
+        has_blocks = any(linear_map.in_block for linear_map in maps)
+        return [_group_reason(select, linear_map, has_blocks) for linear_map in maps]
     if isinstance(select, str):
-        return [
-            f"matches select={select!r}" if any(re.search(select, n) for n in _names(found)) else "" for found in maps
-        ]
+        return [f"matches select={select!r}" if matches else "" for matches in _matches(maps, select)]
     if callable(select):
-        return ["chosen by select(site)" if select(found.site) else "" for found in maps]
+        return ["chosen by select(site)" if select(linear_map.site) else "" for linear_map in maps]
     return _by_name(maps, list(select), "select")
 
 
-def _group_reason(group: str, found: LinearMap, has_blocks: bool) -> str:
+def _group_reason(group: str, linear_map: LinearMap, has_blocks: bool) -> str:
     if group == "auto":
-        return ("in a repeated block" if found.in_block else "") if has_blocks else "no repeated blocks: all"
+        return ("in a repeated block" if linear_map.in_block else "") if has_blocks else "no repeated blocks: all"
     if group == "all":
         return "select='all'"
-    return f"role {found.site.role}" if found.site.role.startswith(group) else ""
+    return f"role {linear_map.site.role}" if linear_map.site.role.startswith(group) else ""
 
 
-def _names(found: LinearMap) -> tuple[str, ...]:
-    return (found.site.fqn, *found.site.aliases)
+def _names(linear_map: LinearMap) -> tuple[str, ...]:
+    return (linear_map.site.fqn, *linear_map.site.aliases)
 
 
 def _by_name(maps: list[LinearMap], wanted: list[str], setting: str) -> list[str]:
-    known = {name for found in maps for name in _names(found)}
+    known = {name for linear_map in maps for name in _names(linear_map)}
     for name in wanted:
         if name not in known:
             raise ConfigError(
                 f"{setting} names {name!r}, which is no linear layer of this model{nearest(name, sorted(known))}; "
                 "noble_fx.sites(model) lists them all, and a plain string is taken as a regex"
             )
-    return [f"named in {setting}" if set(_names(found)) & set(wanted) else "" for found in maps]
+    return [f"named in {setting}" if set(_names(linear_map)) & set(wanted) else "" for linear_map in maps]
 
 
 def _excluded(maps: list[LinearMap], config: NobleConfig) -> list[str]:
@@ -119,17 +117,22 @@ def _excluded(maps: list[LinearMap], config: NobleConfig) -> list[str]:
         return [""] * len(maps)
     if not isinstance(exclude, str):
         return _by_name(maps, list(exclude), "exclude")
-    hits = [f"matches exclude={exclude!r}" if any(re.search(exclude, n) for n in _names(f)) else "" for f in maps]
-    if not any(hits):
-        known = [found.site.fqn for found in maps]
+    matched = _matches(maps, exclude)
+    if not any(matched):
+        names = [linear_map.site.fqn for linear_map in maps]
         raise ConfigError(
-            f"exclude={exclude!r} matches no linear layer{nearest(exclude, known)}; drop it or correct it"
+            f"exclude={exclude!r} matches no linear layer{nearest(exclude, names)}; drop it or correct it"
         )
-    return hits
+    return [f"matches exclude={exclude!r}" if matches else "" for matches in matched]
+
+
+def _matches(maps: list[LinearMap], pattern: str) -> list[bool]:
+    """Per map: whether the pattern is found in a name of its."""
+    return [any(re.search(pattern, name) for name in _names(linear_map)) for linear_map in maps]
 
 
 def _check_pattern(maps: list[LinearMap], config: NobleConfig) -> None:
     for pattern in config.rank_pattern or {}:
-        if not any(re.search(pattern, name) for found in maps for name in _names(found)):
-            known = [found.site.fqn for found in maps]
-            raise ConfigError(f"rank_pattern {pattern!r} matches no linear layer{nearest(pattern, known)}")
+        if not any(_matches(maps, pattern)):
+            names = [linear_map.site.fqn for linear_map in maps]
+            raise ConfigError(f"rank_pattern {pattern!r} matches no linear layer{nearest(pattern, names)}")

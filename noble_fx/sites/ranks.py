@@ -104,8 +104,8 @@ def _spend(
         return {s.fqn: max(1, min(common, min(s.in_features, s.out_features) // 2)) for s in open_sites}
 
     def cost(common: int) -> int:
-        found = ranks(common)
-        return spent + sum(_copies(s) * count(s.in_features, s.out_features, found[s.fqn]) for s in open_sites)
+        rank_of = ranks(common)
+        return spent + sum(_copies(s) * count(s.in_features, s.out_features, rank_of[s.fqn]) for s in open_sites)
 
     if open_sites and cost(1) > allowed:
         raise ConfigError(

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import noble_fx
 from noble_fx.captures import dynamo
 from noble_fx.passes.pipeline import PIPELINES
-from tests.models import Tiny, loud, tokens, transformed
+from tests.models import Tiny, compiled_programs, loud, tokens, transformed
 
 AOT = {"then": "aot_eager"}
 
@@ -116,7 +116,7 @@ def test_graph_breaks_give_several_programs_with_their_own_sites():
     model = loud(noble_fx.transform(Broken().eval(), rank=4, capture="modules", seed=0))
     compiled = torch.compile(model, backend="noble_fx", options=AOT)
     torch.testing.assert_close(compiled(tokens()), model(tokens()))
-    found = [{site.fqn.split(".")[1] for site in program.sites} for program in noble_fx.programs(model)]
+    found = [{site.fqn.split(".")[1] for site in program.sites} for program in compiled_programs(model)]
     assert found == [{"0"}, {"1"}]
     assert all(program.mode == "compiled" for program in noble_fx.programs(compiled))
 
@@ -126,13 +126,14 @@ def test_dynamic_sizes_and_recompilations():
     compiled = torch.compile(model, backend="noble_fx", options=AOT)
     for shape in ((2, 5), (3, 7), (4, 9)):
         torch.testing.assert_close(compiled(tokens(*shape)), model(tokens(*shape)))
-    assert len(noble_fx.programs(model)) == 2  # fixed sizes, then symbolic ones
+    assert len(compiled_programs(model)) == 2  # fixed sizes, then symbolic ones
 
 
 def test_explain_counts_the_sites_of_compiled_graphs():
     model = transformed()
     torch.compile(model, backend="noble_fx", options=AOT)(tokens())
-    (program,) = noble_fx.explain(model).programs
+    looking, program = noble_fx.explain(model).programs
+    assert (looking.mode, program.mode) == ("looking", "compiled")
     assert len(program.sites) == 12
     assert program.groups == (2, 2)  # q and v of each block; k has no bias
     assert str(program).count("torch.ops.noble_fx.linear.") == 8
@@ -151,7 +152,7 @@ def test_blocks_that_share_a_graph_are_listed_each():
     for _ in range(3):
         torch.testing.assert_close(model(tokens()), expected)
     assert len(seen) == 1
-    programs = noble_fx.programs(model)
+    programs = compiled_programs(model)
     assert [{site.fqn.split(".")[1] for site in program.sites} for program in programs] == [{"0"}, {"1"}]
     assert [len(program.sites) for program in programs] == [6, 6]
 
@@ -175,7 +176,7 @@ def test_checkpointed_blocks_are_grouped_and_listed():
         one(tokens()).square().mean().backward()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad)
-    (program,) = noble_fx.programs(model)
+    (program,) = compiled_programs(model)
     assert len(program.sites) == 12
     assert program.groups == (2, 2)
 
@@ -184,7 +185,7 @@ def test_a_model_without_branches_goes_through():
     model = Tiny().eval()
     dynamo.register()
     torch.testing.assert_close(torch.compile(model, backend="noble_fx", options=AOT)(tokens()), model(tokens()))
-    assert noble_fx.programs(model) == ()
+    assert compiled_programs(model) == []
 
 
 def test_a_backend_may_be_given_as_a_function():

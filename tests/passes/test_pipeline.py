@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import noble_fx
-from noble_fx.captures.fx import CapturedModel
+from noble_fx.captures.fx import CapturedModel, run_as_graph
 from noble_fx.passes.expose.expose_linear import expose_linear
 from noble_fx.passes.fuse.fuse_branch import fuse_branch
 from noble_fx.passes.history import Skip
@@ -36,7 +36,7 @@ def before_passes(**settings) -> CapturedModel:
     torch.manual_seed(0)
     model = TwoLayers()
     noble_fx.transform(model, rank=2, select=["chosen"], capture="modules", seed=0, **settings)
-    return loud(CapturedModel(model, fx.Tracer().trace(TwoLayers())))
+    return loud(run_as_graph(model, fx.Tracer().trace(TwoLayers())))
 
 
 def calls(graph_module: fx.GraphModule) -> list:
@@ -100,7 +100,7 @@ def test_passes_leave_other_linears_and_additions_alone():
             return F.linear(x, self.weight) + self.chosen(x)
 
     torch.manual_seed(0)
-    model = noble_fx.transform(Other(), rank=2)
+    model = noble_fx.transform(Other(), rank=2, capture="fx")
     assert calls(model) == [F.linear, LINEAR, operator.add]
     assert ("insert_branch", "not selected") in [(s.rule, s.skipped) for s in noble_fx.programs(model)[0].history]
     assert ("fuse_branch", "not a branch") in [(s.rule, s.skipped) for s in noble_fx.programs(model)[0].history]
@@ -116,7 +116,7 @@ def test_a_shared_layer_becomes_two_nodes_with_one_branch():
             return self.layer(torch.relu(self.layer(x)))
 
     torch.manual_seed(0)
-    model, x = loud(noble_fx.transform(Shared(), rank=2)), torch.randn(3, 8)
+    model, x = loud(noble_fx.transform(Shared(), rank=2, capture="fx")), torch.randn(3, 8)
     assert calls(model) == [LINEAR, torch.relu, LINEAR]
     assert sum(1 for name, _ in model.named_parameters() if name.endswith("noble.up")) == 1
     layer = model.layer
@@ -170,4 +170,5 @@ def test_the_history_of_a_transform():
     ]
     assert "noble_fx.linear.default" in str(program)
     assert program.graph_module(tokens()).shape == (2, 5, 20)
-    assert noble_fx.programs(transformed("modules")) == ()
+    (looking,) = noble_fx.programs(transformed("modules"))
+    assert looking.history == program.history

@@ -16,7 +16,7 @@ from noble_fx.passes.fuse.share_input import share_input
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.schema import LINEAR, LINEAR_GROUP
-from tests.models import loud, transformed
+from tests.models import compiled_programs, loud, transformed
 from tests.zoo import ZOO, Functional, features, ids
 
 
@@ -264,7 +264,7 @@ def test_nothing_moves_across_an_effect(kind):
         truth.square().sum().backward()
         same_gradients(model, twin)
         assert model.k.weight.grad is None
-    skipped = [step.skipped for step in noble_fx.programs(model)[0].history]
+    skipped = [step.skipped for step in compiled_programs(model)[0].history]
     assert any("in between may change what it reads, or how" in reason for reason in skipped)
 
 
@@ -285,7 +285,7 @@ def test_loss_and_gradients_are_those_of_ungrouped_sites(name, groups):
         loss.backward()
         truth.backward()
     same_gradients(model, twin)
-    assert [program.groups for program in noble_fx.programs(model)] == [groups]  # one graph, of any length
+    assert [program.groups for program in compiled_programs(model)] == [groups]  # one graph, of any length
 
 
 def test_inductor_trains_a_grouped_graph():
@@ -295,5 +295,5 @@ def test_inductor_trains_a_grouped_graph():
     compiled = torch.compile(model, backend="noble_fx")
     for one in (compiled, twin):
         one(x).square().mean().backward()
-    assert noble_fx.programs(model)[0].groups == (3,)
+    assert compiled_programs(model)[0].groups == (3,)
     same_gradients(model, twin)
