@@ -17,20 +17,24 @@ from torch._decomp import get_decompositions
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensorMode
+from torch.fx.node import _get_qualified_name as qualified_name
 
 __all__ = [
+    "ABOUT_SHAPES",
     "RELEASE",
     "HigherOrderOperator",
     "Inductor",
     "OpOverload",
     "OpOverloadPacket",
     "below_autograd",
+    "decides_on_values",
     "decompositions",
     "graph_pass",
     "in_functorch",
     "inductor",
     "is_compiled",
     "merge_equal_nodes",
+    "qualified_name",
     "tf32_products",
 ]
 
@@ -41,6 +45,20 @@ if RELEASE == (2, 11):
     # and σ is traced on a thread of its own. So the first fake mode is entered here, on the thread that imports this.
     with FakeTensorMode():
         pass
+
+# Words of torch.export's errors that are about the dynamic sizes which it was given; there is no class for them.
+ABOUT_SHAPES = ("dynamic_shapes", "onstraint", "dynamic dim", "marked as dynamic", "Dim.")
+_ABOUT_VALUES = (
+    "GuardOnDataDependentSymNode",
+    "UserError",
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+)
+
+
+def decides_on_values(error: BaseException) -> bool:
+    """Whether an error of torch.export's is about Python code that decides on the values of a tensor."""
+    return type(error).__name__ in _ABOUT_VALUES or "data-dependent" in str(error)
 
 
 def in_functorch() -> bool:

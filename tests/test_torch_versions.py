@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import fx, nn
 from torch._inductor.utils import fresh_cache
@@ -13,13 +14,20 @@ from noble_fx import torch_versions
 
 PACKAGE = Path(__file__).parents[1] / "noble_fx"
 # Private names that torch's own documentation of backends uses.
-NAMED_BY_TORCH = {"torch._dynamo.lookup_backend", "torch._dynamo.list_backends", "torch._dynamo.register_backend"}
+NAMED_BY_TORCH = {
+    "torch._dynamo.lookup_backend",
+    "torch._dynamo.list_backends",
+    "torch._dynamo.register_backend",
+    "_pytree",
+}
 
 
 def test_private_parts_of_torch_are_used_in_one_file():
     for path in PACKAGE.rglob("*.py"):
         if path.name != "torch_versions.py":
-            names = set(re.findall(r"\btorch\._(?!_)\w+(?:\.\w+)*|(?<=from )torch[\w.]*\._\w+", path.read_text()))
+            text = path.read_text(encoding="utf-8")
+            names = set(re.findall(r"\btorch\._(?!_)\w+(?:\.\w+)*|(?<=from )torch[\w.]*\._\w+", text))
+            names |= set(re.findall(r"^from torch[\w.]* import .*\b(_[a-z]\w*)", text, re.MULTILINE))
             assert names <= NAMED_BY_TORCH, f"{path.name}: {names - NAMED_BY_TORCH} belongs into torch_versions.py"
 
 
@@ -110,3 +118,28 @@ print("compiled")
 """
     answer = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert answer.stdout.strip() == "compiled", answer.stderr[-2000:]
+
+
+class Deciding(nn.Module):
+    def forward(self, x):
+        return x.cos() if x.sum() > 0 else x
+
+
+def test_an_error_about_values_is_told_from_others():
+    with pytest.raises(Exception, match="data-dependent") as about_values:
+        torch.export.export(Deciding(), (torch.ones(3),), strict=False)
+    assert torch_versions.decides_on_values(about_values.value)
+    with pytest.raises(Exception, match="multipli|shape|size") as about_shapes:
+        torch.export.export(nn.Linear(3, 3), (torch.ones(2, 4),), strict=False)
+    assert not torch_versions.decides_on_values(about_shapes.value)
+
+
+def test_an_error_about_shapes_says_so():
+    shapes = {"input": {1: torch.export.Dim("width")}}
+    with pytest.raises(Exception, match="width") as error:
+        torch.export.export(nn.Linear(3, 3), (torch.ones(2, 3),), dynamic_shapes=shapes, strict=False)
+    assert any(word in str(error.value) for word in torch_versions.ABOUT_SHAPES)
+
+
+def test_a_functions_name_leads_back_to_it():
+    assert torch_versions.qualified_name(torch.nn.functional.gelu) in ("torch.nn.functional.gelu", "torch._C._nn.gelu")

@@ -43,10 +43,10 @@ from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, Refusal
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import LinearMap, find_maps
+from noble_fx.torch_versions import decides_on_values
 
 _NOT_THE_MODELS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 _CACHES = ("past_key_values", "past_key_value", "cache_params", "past_buckets_states")
-_DECIDES = ("GuardOnDataDependentSymNode", "UserError", "DataDependentOutputException", "DynamicOutputShapeException")
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _why(model: nn.Module, bound: Bound, error: Exception) -> Exception:
         )
     if bound.given_shapes and blames_shapes(error):
         return CaptureError(misfit(cause))
-    if type(error).__name__ in _DECIDES or "data-dependent" in str(error):
+    if decides_on_values(error):
         cause = f"its Python code decides on the values of a tensor, which one graph cannot hold ({cause})"
     tried = f"tried torch.export (non-strict) in {'train' if model.training else 'eval'} mode"
     return Declined(f"{cause}{_where(error)}; {tried}")
