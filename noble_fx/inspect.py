@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
-from noble_fx.branches.base import Branch
+from noble_fx.attach.carried import carried_sites, module_at
 from noble_fx.captures import dynamo
 from noble_fx.captures.base import HISTORY, Examples, check_model
 from noble_fx.captures.looking import look
 from noble_fx.captures.table import asked, capture_of, captured
 from noble_fx.config import NobleConfig
-from noble_fx.errors import CaptureError, ConfigError, Refusal
+from noble_fx.errors import CaptureError, Refusal
 from noble_fx.passes.history import Program
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import LinearMap
@@ -31,61 +30,17 @@ def sites(model: nn.Module | str | Path, config: NobleConfig | None = None, **se
     """
     if isinstance(model, str | Path):
         return read_sites(model)
-    branches = named_branches(model)
-    if not branches:
-        check_model(model)
-        config = (config or NobleConfig()).replace(**settings)
-        return choose(model, _maps(model, config.capture), config, strict=False)
-    maps = _maps(model, "modules")
-    try:
-        chosen = choose(model, maps, next(iter(branches.values())).config, strict=False)
-    except ConfigError:  # the config names layers by their place in a larger model, of which this is a part
-        chosen = tuple(linear_map.site for linear_map in maps)
-    return tuple(_carried(model, site) for site in chosen)
+    if named_branches(model):
+        return carried_sites(model, _maps(model, "modules"))
+    check_model(model)
+    config = (config or NobleConfig()).replace(**settings)
+    return choose(model, _maps(model, config.capture), config, strict=False)
 
 
 def _maps(model: nn.Module, name: str) -> list[LinearMap]:
     """Every linear map, as the capture that the model runs sees it, else as the one of that name would."""
     capture = capture_of(model) or next(capture for _, capture in asked(name))
     return capture.maps(model)
-
-
-def _carried(model: nn.Module, site: Site) -> Site:
-    """`site` as it really is, whatever the model's config would choose today."""
-    branches = [_module_at(model, path) for path in branch_paths(site)]
-    branch = branches[0]
-    if not isinstance(branch, Branch):
-        return replace(site, selected=False, rank=0, params=0, reason=site.reason if not site.selected else "")
-    parameters = [p for member in branches if member is not None for p in member.parameters()]
-    return replace(
-        site,
-        role=branch.role,
-        rank=branch.rank,
-        selected=True,
-        reason=(branch.site.reason if branch.site else "")
-        + _bypassed(model, site.weight or f"{site.fqn}.weight", parameters),
-        params=sum(p.numel() for p in parameters),
-        unfused=branch.unfused,
-    )
-
-
-def _bypassed(model: nn.Module, weight: str, branch: list[nn.Parameter]) -> str:
-    """What the gradients of the last backward say of a layer whose weight the model reads itself; mostly nothing.
-
-    Nobody can see beforehand that a forward takes `layer.weight` instead of calling the layer (Mamba's dt_proj).
-    """
-    owner, _, name = weight.rpartition(".")
-    held = getattr(_module_at(model, owner), "_parameters", {}).get(name)  # a parametrized weight is no parameter
-    if held is None or held.grad is None or any(p.grad is not None or not p.requires_grad for p in branch):
-        return ""
-    return "; without effect: the last backward went past its layer, to its weight alone"
-
-
-def _module_at(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def programs(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[Program, ...]:
@@ -131,7 +86,7 @@ def _compiled_programs(model: nn.Module) -> list[Program]:
     branches: list[Any] = [branch for branch in named_branches(model).values() if branch.key]
     names = {id(branch.down): branch for branch in branches}
     carried = sites(model) if branches else ()
-    paths = {id(_module_at(model, path)): site for site in carried for path in branch_paths(site)}
+    paths = {id(module_at(model, path)): site for site in carried for path in branch_paths(site)}
     compiled = []
     for graph in dynamo.compiled_graphs([branch.down for branch in branches]):
         own = dict.fromkeys(paths[id(names[down])] for down in graph.downs if id(names.get(down)) in paths)

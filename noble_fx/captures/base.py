@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx, nn
 
-from noble_fx.captures.sequential_roles import roles_of_sequentials
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, Refusal
 from noble_fx.passes.history import Step
@@ -82,7 +81,7 @@ class Capture(ABC):
 
     def maps(self, model: nn.Module) -> list[LinearMap]:
         """Every linear map of `model`, captured or not, as far as it shows without example inputs."""
-        return find_maps(model, roles_of_sequentials(model))
+        return find_maps(model)
 
     def holds(self, module: nn.Module) -> bool:
         """True for a module that runs graphs which this capture built."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from noble_fx.captures.base import Capture, Examples, Plan
+from noble_fx.captures.flow_roles import maps_with_roles
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, Refusal
 from noble_fx.sites.choose import choose
@@ -26,6 +27,9 @@ class Modules(Capture):
                     f"reaches those that the model multiplies with"
                 ) from None
             raise
+
+    def maps(self, model: nn.Module) -> list[LinearMap]:
+        return maps_with_roles(model)
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
         return model
