@@ -129,7 +129,7 @@ def test_an_error_about_values_is_told_from_others():
     with pytest.raises(Exception, match="data-dependent") as about_values:
         torch.export.export(Deciding(), (torch.ones(3),), strict=False)
     assert torch_versions.decides_on_values(about_values.value)
-    with pytest.raises(Exception, match="multipli|shape|size") as about_shapes:
+    with pytest.raises(RuntimeError) as about_shapes:
         torch.export.export(nn.Linear(3, 3), (torch.ones(2, 4),), strict=False)
     assert not torch_versions.decides_on_values(about_shapes.value)
 
