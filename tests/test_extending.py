@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import noble_fx
 from noble_fx.branches import activations, kinds
@@ -52,6 +53,20 @@ def test_there_are_six_recipes_of_a_file_and_its_test():
     for title, blocks in RECIPES.items():
         assert len(blocks) == 2, title
         assert recipe_tests(title), title
+
+
+class Log10(torch.nn.Module):
+    def __init__(self, rank):
+        super().__init__()
+
+    def forward(self, h):
+        return torch.log10(1 + h * h)
+
+
+def test_an_operator_outside_the_table_is_named_as_the_page_shows():
+    model = noble_fx.transform(torch.nn.Sequential(torch.nn.Linear(8, 6)), rank=2, act=Log10, select="all")
+    (shown,) = re.findall(r"^    (PyTorch operators at .*)$", TEXT, re.MULTILINE)
+    assert shown in str(noble_fx.explain(model)).splitlines()
 
 
 @pytest.mark.parametrize(("title", "name"), [(title, name) for title in RECIPES for name in recipe_tests(title)])
