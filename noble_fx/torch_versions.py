@@ -18,6 +18,7 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensorMode
 from torch.fx.node import _get_qualified_name as qualified_name
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "ABOUT_SHAPES",
@@ -26,6 +27,7 @@ __all__ = [
     "Inductor",
     "OpOverload",
     "OpOverloadPacket",
+    "TorchDispatchMode",
     "below_autograd",
     "decides_on_values",
     "decompositions",
