@@ -83,7 +83,7 @@ def _with_inductor(
 
 def cache_key(graph_module: fx.GraphModule, downs: Sequence[Tensor]) -> str:
     """What this project adds to Inductor's cache key: its code, the pass list, and σ and config of the branches."""
-    passes = [f"{one.name}: {one.law}" for one in PIPELINES["compiled"]]
+    passes = [f"{rule.name}: {rule.rewrite}" for rule in PIPELINES["compiled"]]
     nodes = [node for one in _with_bodies(graph_module) for node in one.graph.nodes]
     acts = {str(node.args[-1]) for node in nodes if node.target in (LINEAR, LINEAR_GROUP)}
     configs = {branch.config.text() for branch in branches_with(downs)}

@@ -119,11 +119,11 @@ def _by_argument(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
 
 def rewrite(program: ExportedProgram, pipeline: str) -> tuple[ExportedProgram, list[Step]]:
     """The program after one of the pipelines for an export, and what its passes did."""
-    rules = PIPELINES[pipeline]
-    if not any(rule.matches(node, None) for rule in rules[:-1] for node in program.graph.nodes):  # type: ignore[arg-type]
+    passes = PIPELINES[pipeline]
+    if not passes.applies(program.graph_module):
         return program, []
     module: Any = program.module(check_guards=False)
-    steps = run_passes(module, rules)
+    steps = run_passes(module, passes)
     if all(step.skipped for step in steps):
         return program, steps
     args, kwargs = program.example_inputs
@@ -134,8 +134,7 @@ def lower(program: ExportedProgram) -> ExportedProgram:
     """The program in aten operators, its changes of shape merged."""
     with quiet():
         program = program.run_decompositions({**DECOMPOSITIONS, **REWRITTEN})
-        while any(not step.skipped for step in run_passes(program.graph_module, PIPELINES["rows"])):
-            pass  # a view that has sunk may meet another
+        run_passes(program.graph_module, PIPELINES["rows"])
         program.graph_module.graph.eliminate_dead_code()
     return program
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from noble_fx.passes.rule import Target
+from noble_fx.passes.match import ModelGraph
 from noble_fx.torch_versions import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 _IN_PLACE = {
@@ -20,13 +20,13 @@ _ONLY_CHECK = ("_assert", "sym_constrain")  # impure to fx, which must not remov
 _KNOWN = ("torch", "operator", "_operator", "math", "builtins")  # other libraries' functions may do anything
 
 
-def has_effect(node: fx.Node, target: Target) -> bool:
+def has_effect(node: fx.Node, graph: ModelGraph) -> bool:
     """True unless it is clear that neighbours of `node` may be moved across it."""
     if node.op == "call_method":
         name = str(node.target)
         return (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__iadd__", "__imul__")
     if node.op == "call_module":
-        module = target.module(node.target)
+        module = graph.module(node.target)
         return module is None or any(getattr(part, "inplace", False) for part in module.modules())
     return node.op == "call_function" and _function_has_effect(node)
 
@@ -38,10 +38,10 @@ def _function_has_effect(node: fx.Node) -> bool:
     name = str(getattr(function, "__name__", function))
     if isinstance(function, OpOverload | OpOverloadPacket):
         overloads = [function] if isinstance(function, OpOverload) else _overloads(function)
-        mutable = any(one._schema.is_mutable for one in overloads)
+        mutable = any(overload._schema.is_mutable for overload in overloads)
     else:
-        known = (getattr(function, "__module__", None) or "torch").split(".")[0] in _KNOWN
-        mutable = not known or name.endswith("_") or _asks_for_change(node)
+        library = (getattr(function, "__module__", None) or "torch").split(".")[0]
+        mutable = library not in _KNOWN or name.endswith("_") or _asks_for_change(node)
     return mutable or (node.is_impure(impure_random=False) and not name.startswith(_ONLY_CHECK))
 
 
@@ -51,7 +51,7 @@ def _overloads(packet: OpOverloadPacket) -> list[OpOverload]:
 
 def _asks_for_change(node: fx.Node) -> bool:
     """`inplace=True` or `out=…`, by name or by position."""
-    given: dict[str, Any] = dict(node.kwargs)
+    arguments: dict[str, Any] = dict(node.kwargs)
     if inspect.isfunction(node.target):
-        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
-    return bool(given.get("inplace")) or given.get("out") is not None
+        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
+    return bool(arguments.get("inplace")) or arguments.get("out") is not None

@@ -19,6 +19,13 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """A pass's answer where it changed the graph around this node, which stays in its place."""
+
+    node: fx.Node
+
+
+@dataclass(frozen=True)
 class Step:
     """One line of a program's history: what a pass did to one node, or why it did nothing."""
 

@@ -19,10 +19,12 @@ inference noble_fx::linear(x, w, …)     fold_branch       over the folded bran
 
 export    noble_fx::linear(x, w, …)     merge_branch      on a graph of its own, made by torch.export
        -> joined_up(x, [W U], …)        join_up           `join="down"`: join_down, [W; D]; `join=False`: neither
-                                        remove_dead
+                                        remove_dead       the cleanup
 
-rows      view(f(view(x)))              sink_view         on the same graph in aten operators
+rows      view(f(view(x)))              sink_view         on the same graph in aten operators, until it is stable
        -> f(x)                          merge_view
+
+Each pass shows its rewrite on a small model (`passes/example.py`), which `passes/check.py` runs.
 """
 
 from __future__ import annotations
@@ -44,24 +46,26 @@ from noble_fx.passes.insert.insert_branch import insert_branch
 from noble_fx.passes.insert.insert_channel_branch import insert_channel_branch
 from noble_fx.passes.insert.insert_einsum_branch import insert_einsum_branch
 from noble_fx.passes.insert.insert_expert_branch import insert_expert_branch
-from noble_fx.passes.rule import Rule
+from noble_fx.passes.rule import Pipeline
 
-PIPELINES: dict[str, tuple[Rule, ...]] = {
-    "train": (
-        expose_linear,
-        expose_product,
-        insert_branch,
-        insert_channel_branch,
-        insert_expert_branch,
-        insert_einsum_branch,
-        fuse_branch,
-        share_input,
+PIPELINES: dict[str, Pipeline] = {
+    "train": Pipeline(
+        (
+            expose_linear,
+            expose_product,
+            insert_branch,
+            insert_channel_branch,
+            insert_expert_branch,
+            insert_einsum_branch,
+            fuse_branch,
+            share_input,
+        )
     ),
-    "compiled": (share_input,),
-    "base": (drop_branch,),
-    "inference": (split_group, fold_branch, share_input),
-    "export": (split_group, merge_branch, join_up, remove_dead),
-    "export_down": (split_group, merge_branch, join_down, remove_dead),
-    "export_apart": (split_group, merge_branch, remove_dead),
-    "rows": (sink_view, merge_view),
+    "compiled": Pipeline((share_input,)),
+    "base": Pipeline((drop_branch,)),
+    "inference": Pipeline((split_group, fold_branch, share_input)),
+    "export": Pipeline((split_group, merge_branch, join_up), cleanup=(remove_dead,)),
+    "export_down": Pipeline((split_group, merge_branch, join_down), cleanup=(remove_dead,)),
+    "export_apart": Pipeline((split_group, merge_branch), cleanup=(remove_dead,)),
+    "rows": Pipeline((sink_view, merge_view), until_stable=True),  # a view that has sunk may meet another
 }

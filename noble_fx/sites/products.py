@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from noble_fx.sites.views import _SPLITS, View, parameter_shapes, view_of
+from noble_fx.errors import Refusal
+from noble_fx.sites.views import SPLITS, ShapeOf, View, bound, parameter_shapes, view_of
 
 aten = torch.ops.aten
 LINEAR_PRODUCTS = (aten.linear.default, F.linear, aten.addmm.default, aten.mm.default, aten.matmul.default)
@@ -35,6 +36,7 @@ class Product:
 
     node: fx.Node
     x: fx.Node
+    weight: fx.Node
     view: View
     inner: tuple[int, ...]  # positions in view.axes of the summed axes, K
     outer: tuple[int, ...]  # … of the axes of the result, N
@@ -59,9 +61,19 @@ class Weight:
 
 # --- products --------------------------------------------------------------------------------------------------------
 
+_FACTORS: dict[Any, tuple[str, str, str]] = {  # what the operators' schemas call x, the weight and the bias
+    aten.linear.default: ("input", "weight", "bias"),
+    F.linear: ("input", "weight", "bias"),
+    aten.addmm.default: ("mat1", "mat2", "input"),
+    aten.mm.default: ("input", "mat2", ""),
+    aten.matmul.default: ("input", "other", ""),
+    aten.bmm.default: ("input", "mat2", ""),
+    aten.baddbmm.default: ("batch1", "batch2", ""),  # its bias stays with the product
+}
 
-def product_of(node: fx.Node, shape_of: Any) -> Product | str | None:
-    """The product at `node` with a parameter as its second factor; None if it is none, a reason if it is unusual."""
+
+def product_of(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
+    """The product at `node` with a parameter as its second factor; None if it is none, or what is unusual."""
     if node.op != "call_function":
         return None
     if node.target in LINEAR_PRODUCTS:
@@ -69,65 +81,70 @@ def product_of(node: fx.Node, shape_of: Any) -> Product | str | None:
     if node.target in CONVOLUTIONS:
         return _convolution(node, shape_of)
     if node.target in EXPERT_PRODUCTS or is_grouped(node):
-        first = 1 if node.target is aten.baddbmm.default else 0
-        x, weight = cast("list[fx.Node]", node.args[first : first + 2])
-        view = view_of(weight, shape_of)
-        if view is None:
-            return None
-        if len(view.axes) != 3 or view.fixed or "alpha" in node.kwargs or node.kwargs.get("bias") is not None:
-            return "stacked matrices in a product with factors of its own or of an unusual shape"
-        return Product(node, x, view, (1,), (2,), 0)
+        return _expert_product(node, shape_of)
     return _einsum(node, shape_of) if node.target is EINSUM else None
 
 
-def _linear_product(node: fx.Node, shape_of: Any) -> Product | str | None:
-    args = list(node.args)
-    bias = args.pop(0) if node.target is aten.addmm.default else None
-    x, weight = args[:2]
+def _linear_product(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
+    arguments = bound(node)
+    x, weight, bias = list[Any](map(arguments.get, _FACTORS[node.target]))
     view = view_of(weight, shape_of)
-    if view is None and view_of(x, shape_of) is not None and node.target is not aten.linear.default:
-        return "it multiplies from the left, W x, along another axis than the last"
+    transposes = node.target in (aten.linear.default, F.linear)
+    if view is None and view_of(x, shape_of) is not None and not transposes:
+        return Refusal("it multiplies from the left, W x, along another axis than the last")
     if view is None or not isinstance(x, fx.Node):
         return None
-    if node.target in (aten.linear.default, F.linear):
-        bias = args[2] if len(args) > 2 else node.kwargs.get("bias")
-        return Product(node, x, view, (1,), (0,), None, bias) if len(view.axes) == 2 else None
-    if node.kwargs or len(args) > 2:
-        return "addmm with factors of its own"
+    if transposes:
+        return Product(node, x, weight, view, (1,), (0,), None, bias) if len(view.axes) == 2 else None
+    if arguments.get("alpha", 1) != 1 or arguments.get("beta", 1) != 1:
+        return Refusal("addmm with factors of its own")
     if len(view.axes) == 3 and node.target is aten.matmul.default and not view.fixed:
-        return Product(node, x, view, (1,), (2,), 0)
+        return Product(node, x, weight, view, (1,), (2,), 0)
     if len(view.axes) != 2:
-        return "a product with a vector"
-    return Product(node, x, view, (0,), (1,), None, bias)
+        return Refusal("a product with a vector")
+    return Product(node, x, weight, view, (0,), (1,), None, bias)
 
 
-def _convolution(node: fx.Node, shape_of: Any) -> Product | str | None:
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
-    view = view_of(given["weight"], shape_of)
+def _expert_product(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
+    arguments = bound(node)
+    if node.target in _FACTORS:
+        x, weight = (arguments[name] for name in _FACTORS[node.target][:2])
+    else:
+        x, weight, *_ = arguments.values()  # one of several libraries' grouped products
+    view = view_of(weight, shape_of)
+    if view is None:
+        return None
+    if len(view.axes) != 3 or view.fixed or arguments.get("alpha", 1) != 1 or arguments.get("bias") is not None:
+        return Refusal("stacked matrices in a product with factors of its own or of an unusual shape")
+    return Product(node, x, weight, view, (1,), (2,), 0)
+
+
+def _convolution(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
+    arguments = bound(node)
+    weight, padding = arguments["weight"], arguments["padding"]
+    view = view_of(weight, shape_of)
     if view is None:
         return None
     kernel = [stop - start for _, start, stop in view.axes[2:]]
     if set(kernel) != {1}:
-        return f"a convolution over {' × '.join(map(str, kernel))} positions, not 1 × 1"
-    padding: Any = given.get("padding", 0)
-    if given.get("groups", 1) != 1 or padding == "same" or any(_sizes(padding)):
-        return "a 1x1 convolution with groups or padding"
-    return Product(node, given["input"], view, (1,), (0,), None, given.get("bias"))
+        return Refusal(f"a convolution over {' × '.join(map(str, kernel))} positions, not 1 × 1")
+    if arguments["groups"] != 1 or padding == "same" or any(_sizes(padding)):
+        return Refusal("a 1x1 convolution with groups or padding")
+    return Product(node, arguments["input"], weight, view, (1,), (0,), None, arguments["bias"])
 
 
 def _sizes(value: Any) -> list[int]:
     return [value] if isinstance(value, int) else list(value) if isinstance(value, list | tuple) else []
 
 
-def _einsum(node: fx.Node, shape_of: Any) -> Product | str | None:
-    equation, factors = cast("tuple[str, list[fx.Node]]", node.args[:2])
+def _einsum(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
+    equation, factors = (bound(node)[name] for name in ("equation", "tensors"))
     views = [view_of(factor, shape_of) for factor in factors]
     if not any(views):
         return None
     letters = parse_einsum(str(equation))
     if letters is None or len(views) != 2 or all(views):
-        return f"einsum {equation!r}, which is no product of one input with one weight"
+        return Refusal(f"einsum {equation!r}, which is no product of one input with one weight")
     at = 0 if views[0] is not None else 1
     view: Any = views[at]
     x, weight, out = letters[1 - at], letters[at], letters[2]
@@ -138,8 +155,8 @@ def _einsum(node: fx.Node, shape_of: Any) -> Product | str | None:
     if not experts and len(outer) > 1 and len(weight) == 3 and len(inner) == 1 and out[0] == weight[0]:
         experts, outer = [0], tuple(i for i in outer if i != 0)
     if not inner or not outer or len(experts) > 1 or any(weight[i] not in out for i in experts) or view.fixed:
-        return f"einsum {equation!r}, which is no linear map of its input's features"
-    return Product(node, factors[1 - at], view, inner, outer, experts[0] if experts else None)
+        return Refusal(f"einsum {equation!r}, which is no linear map of its input's features")
+    return Product(node, factors[1 - at], factors[at], view, inner, outer, experts[0] if experts else None)
 
 
 def parse_einsum(equation: str) -> tuple[str, str, str] | None:
@@ -148,9 +165,9 @@ def parse_einsum(equation: str) -> tuple[str, str, str] | None:
     if text.count(",") != 1 or text.count("->") != 1 or "." in text:
         return None
     factors, out = text.split("->")
-    one, other = factors.split(",")
-    unique = all(len(set(part)) == len(part) for part in (one, other, out))
-    return (one, other, out) if unique and set(out) <= set(one + other) else None
+    left, right = factors.split(",")
+    unique = all(len(set(part)) == len(part) for part in (left, right, out))
+    return (left, right, out) if unique and set(out) <= set(left + right) else None
 
 
 def is_grouped(node: fx.Node) -> bool:
@@ -162,21 +179,21 @@ def is_grouped(node: fx.Node) -> bool:
 def weights_of(graphs: list[fx.Graph], model: nn.Module) -> dict[str, Weight]:
     """Every parameter of two or more axes that the graphs read, as a linear map or with the reason why it is none."""
     shape_of = parameter_shapes(model)
-    found: dict[str, list[Product | str | fx.Node]] = {}
+    uses: dict[str, list[Product | Refusal | fx.Node]] = {}
     for graph in graphs:
         for node in graph.nodes:
             view = view_of(node, shape_of) if node.op == "get_attr" else None
             if view is not None and len(view.axes) >= 2:
-                found.setdefault(view.parameter, []).extend(_uses(node, shape_of))
-    return {name: _weight(name, shape_of(name), uses) for name, uses in found.items() if uses}
+                uses.setdefault(view.parameter, []).extend(_uses(node, shape_of))
+    return {name: _weight(name, tuple(model.get_parameter(name).shape), read) for name, read in uses.items() if read}
 
 
-def _uses(node: fx.Node, shape_of: Any) -> Iterator[Product | str | fx.Node]:
+def _uses(node: fx.Node, shape_of: ShapeOf) -> Iterator[Product | Refusal | fx.Node]:
     """Per use of a weight: the product, the reason why it is an unusual one, or the node that is no product with it."""
     for user in node.users:
         if view_of(user, shape_of) is not None:
             yield from _uses(user, shape_of)
-        elif user.target in _SPLITS:
+        elif user.target in SPLITS:
             for piece in user.users:
                 yield from _uses(piece, shape_of)
         elif user.target is not aten.sym_size.int and "_assert_tensor_metadata" not in str(user.target):
@@ -190,8 +207,8 @@ def _name(node: fx.Node) -> str:
     return schema.name.replace("::", ".") if schema is not None else str(getattr(node.target, "__name__", node.target))
 
 
-def _weight(name: str, shape: tuple[int, ...], uses: list[Product | str | fx.Node]) -> Weight:
-    against = next((use for use in uses if isinstance(use, str)), "")
+def _weight(name: str, shape: tuple[int, ...], uses: list[Product | Refusal | fx.Node]) -> Weight:
+    against = next((use.reason for use in uses if isinstance(use, Refusal)), "")
     reader = next((f"read by {_name(use)} as well" for use in uses if isinstance(use, fx.Node)), "")
     products = [use for use in uses if isinstance(use, Product)]
     kind = _name(products[0].node) if products else "parameter"
@@ -213,13 +230,9 @@ def _weight(name: str, shape: tuple[int, ...], uses: list[Product | str | fx.Nod
 def _form_name(product: Product) -> str:
     if _form(product)[2] is not None:
         return "experts"
-    return (
-        "convolution"
-        if product.node.target in CONVOLUTIONS
-        else "einsum"
-        if product.node.target is EINSUM
-        else "linear"
-    )
+    if product.node.target in CONVOLUTIONS:
+        return "convolution"
+    return "einsum" if product.node.target is EINSUM else "linear"
 
 
 def _whole(product: Product, shape: tuple[int, ...]) -> bool:

@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from noble_fx.passes.effects import has_effect
-from noble_fx.passes.rule import Target
+from noble_fx.passes.match import ModelGraph
 
 aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ def effect(op: str, target, *args, **kwargs) -> bool:
     x = graph.placeholder("x")
     node = graph.create_node(op, target, (x, *args), kwargs)
     graph.output(node)
-    return has_effect(node, Target(fx.GraphModule(Calls(), graph)))
+    return has_effect(node, ModelGraph(fx.GraphModule(Calls(), graph)))
 
 
 def elsewhere(x):

@@ -7,69 +7,91 @@ from typing import Any
 
 from torch import fx
 
+from noble_fx.ops.operands import Operands
+from noble_fx.passes.build import Build
 from noble_fx.passes.effects import has_effect
+from noble_fx.passes.example import Example, branch_operands, layers
 from noble_fx.passes.history import Skip
-from noble_fx.passes.rule import Answer, Build, Target, rule
+from noble_fx.passes.match import ModelGraph
+from noble_fx.passes.rule import Answer, rule
 from noble_fx.schema import LINEAR, LINEAR_GROUP
 from noble_fx.sites.views import view_of
 
-_SITES = (LINEAR, LINEAR_GROUP)
-_ARGUMENTS = 8
+_VALUES = ("val", "example_value")  # what exporters and Dynamo know of a node's result
 
 
-@rule(LINEAR)
-def share_input(build: Build, node: fx.Node, target: Target) -> Answer:
+def _apart(m: Any, x: Any) -> Any:
+    return tuple(LINEAR(x, layer.weight, layer.bias, *branch_operands(layer.noble)) for layer in (m.q, m.k))
+
+
+def _grouped(m: Any, x: Any) -> Any:
+    q, k = m.q.noble, m.k.noble
+    tensors = [m.q.weight, m.k.weight], [m.q.bias, m.k.bias], [q.down, k.down], [q.down_bias, k.down_bias], [q.up, k.up]
+    y = LINEAR_GROUP(x, *tensors, [*q.act.parameters(), *k.act.parameters()], q.key)
+    return y[0], y[1]
+
+
+EXAMPLE = Example(before=_apart, after=_grouped, model=layers)
+
+
+@rule(LINEAR, example=EXAMPLE)
+def share_input(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """linear(x, …), linear(x, …)  ->  getitem(linear_group(x, […], …), 0), getitem(linear_group(x, […], …), 1)"""
-    if len(node.args) != _ARGUMENTS:
-        return Skip("called with keywords")
-    siblings = [user for user in node.args[0].users if user is not node and _reads(user, node.args[0])]  # type: ignore[union-attr]
+    siblings = [user for user in _x(node).users if user is not node and _reads(user, _x(node))]
     if not siblings:
         return Skip("reads x alone")
-    members, _ = _members(node, target)
+    members, _ = _members(node, graph)
     if len(members) == 1:
-        reason = _difference(node, siblings[0], target) or _members(min(node, siblings[0]), target)[1]
+        reason = _difference(node, siblings[0], graph) or _members(min(node, siblings[0]), graph)[1]
         return Skip(reason or "the others are a group already")
-    fields = [[_hoisted(build, member.args[i], target) for member in members] for i in range(1, 6)]
-    act = [_hoisted(build, one, target) for member in members for one in member.args[6]]  # type: ignore[union-attr]
-    present = [[] if field[0] is None else field for field in fields]
-    group = build.call(LINEAR_GROUP, node.args[0], *present, act, node.args[7])
-    group.meta = {name: value for name, value in node.meta.items() if name not in ("val", "example_value")}
-    for name in ("val", "example_value"):
+    together: Operands[Any] = Operands.join([Operands.of_node(member) for member in members])
+    group = build.call(LINEAR_GROUP, *together.map(lambda operand: _hoisted(build, operand, graph)).group_args())
+    group.meta = {name: value for name, value in node.meta.items() if name not in _VALUES}
+    for name in _VALUES:
         if all(name in member.meta for member in members):
             group.meta[name] = [member.meta[name] for member in members]
     return {member: build.call(operator.getitem, group, i) for i, member in enumerate(members)}
 
 
-def _reads(node: fx.Node, x: Any) -> bool:
-    return node.target in _SITES and len(node.args) == _ARGUMENTS and node.args[0] is x
+def _x(site: fx.Node) -> fx.Node:
+    x: fx.Node = Operands.of_node(site).x
+    return x
 
 
-def _members(node: fx.Node, target: Target) -> tuple[list[fx.Node], str]:
-    """`node` and the later sites that may join it, and why the walk through the graph ended or left one out.
+def _is_site(node: fx.Node) -> bool:
+    return node.target in (LINEAR, LINEAR_GROUP)
+
+
+def _reads(node: fx.Node, x: fx.Node) -> bool:
+    return _is_site(node) and _x(node) is x
+
+
+def _members(site: fx.Node, graph: ModelGraph) -> tuple[list[fx.Node], str]:
+    """`site` and the later ones that may join it, and why the walk through the graph ended or left one out.
 
     It ends at the next site of another input: what is computed before it would be held until after it. So the keys
     and values that every layer of a decoder makes of the encoder's output stay with their layers.
     """
-    members, reason, one = [node], "", node.next
-    while one.op != "output":
-        if _reads(one, node.args[0]) and one.target is LINEAR:
-            why = _difference(node, one, target)
-            if not why and not all(_movable(arg, node, target) for arg in one.all_input_nodes):
-                why = "the parameters of another are computed after it"
-            members += [] if why else [one]
-            reason = reason or why
-        elif one.target in _SITES:
+    members, reason, node = [site], "", site.next
+    while node.op != "output":
+        if node.target is LINEAR and _reads(node, _x(site)):
+            against = _difference(site, node, graph)
+            if not against and not all(_movable(arg, site, graph) for arg in node.all_input_nodes):
+                against = "the parameters of another are computed after it"
+            members += [] if against else [node]
+            reason = reason or against
+        elif _is_site(node):
             return members, reason or "another site lies in between"
-        elif has_effect(one, target):
-            return members, reason or f"{one.name} in between may change what it reads, or how"
-        one = one.next
+        elif has_effect(node, graph):
+            return members, reason or f"{node.name} in between may change what it reads, or how"
+        node = node.next
     return members, reason
 
 
-def _difference(one: fx.Node, other: fx.Node, target: Target) -> str:
+def _difference(site: fx.Node, other: fx.Node, graph: ModelGraph) -> str:
     """Why two sites of one input cannot share a call; empty where they can."""
-    rank, key, bias, down_bias = _traits(one, target)
-    rank_there, key_there, bias_there, down_bias_there = _traits(other, target)
+    rank, key, bias, down_bias = _traits(site, graph)
+    rank_there, key_there, bias_there, down_bias_there = _traits(other, graph)
     if rank is None or rank_there is None:
         return "the rank of a branch is not known here"
     if rank != rank_there:
@@ -82,26 +104,29 @@ def _difference(one: fx.Node, other: fx.Node, target: Target) -> str:
     return ""
 
 
-def _traits(node: fx.Node, target: Target) -> tuple[int | None, Any, bool, bool]:
+def _traits(node: fx.Node, graph: ModelGraph) -> tuple[int | None, str, bool, bool]:
     """Rank, σ, and whether there is a bias and a bias of D, of a site or of a group of them."""
-    _, _, bias, down, down_bias, _, _, key = node.args
-    down = down if node.target is LINEAR else down[0]  # type: ignore[index]
-    return _rank(down, target), key, bool(bias), bool(down_bias)
+    operands: Operands[Any] = Operands.of_node(node)
+    first = operands.sites[0]
+    return _rank(first.down, graph), operands.key, first.bias is not None, first.down_bias is not None
 
 
-def _rank(down: Any, target: Target) -> int | None:
-    shape = target.shape_of(str(down.target)) if down.op == "get_attr" else None
-    value = down.meta.get("val", down.meta.get("example_value"))
+def _rank(down: fx.Node, graph: ModelGraph) -> int | None:
+    shape = graph.shape_of(str(down.target)) if down.op == "get_attr" else None
+    value = next((down.meta[name] for name in _VALUES if name in down.meta), None)
     return int(shape[0]) if shape is not None else int(value.shape[0]) if value is not None else None
 
 
-def _movable(arg: fx.Node, anchor: fx.Node, target: Target) -> bool:
-    """True for what is there before `anchor`, and for parameters and views of them, which can be read earlier."""
-    return arg < anchor or arg.op == "get_attr" or view_of(arg, target.shape_of) is not None
+def _movable(arg: fx.Node, anchor: fx.Node, graph: ModelGraph) -> bool:
+    """True for what is there before `anchor`, and for parameters, views and sums of them, which can be read earlier."""
+    if arg < anchor or arg.op == "get_attr" or view_of(arg, graph.shape_of) is not None:
+        return True
+    sums = arg.target is operator.add  # of a layer's bias and the one of a folded branch
+    return sums and all(_movable(term, anchor, graph) for term in arg.all_input_nodes)
 
 
-def _hoisted(build: Build, arg: Any, target: Target) -> Any:
-    """`arg` where it stands before the insertion point, else the same reads and views once more."""
-    if not isinstance(arg, fx.Node) or build.sees(arg):
-        return arg
-    return build.copy(arg, lambda inner: _hoisted(build, inner, target))
+def _hoisted(build: Build, operand: fx.Node, graph: ModelGraph) -> fx.Node:
+    """`operand` where it stands before the insertion point, else the same reads and views once more."""
+    if build.sees(operand):
+        return operand
+    return build.copy(operand, lambda read: _hoisted(build, read, graph))

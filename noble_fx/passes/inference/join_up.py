@@ -10,31 +10,52 @@ a site whose rows would get such a length stays as it is. `docs/architecture.md`
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
+from torch.nn import functional as F
 
+from noble_fx.ops.operands import Operands
+from noble_fx.passes.build import Build
+from noble_fx.passes.example import Example, branch_operands
 from noble_fx.passes.history import Skip
 from noble_fx.passes.inference.join_down import STORED_TWICE
-from noble_fx.passes.rule import Answer, Build, Target, rule
+from noble_fx.passes.match import ModelGraph
+from noble_fx.passes.rule import Answer, rule
 from noble_fx.schema import JOINED_UP, LINEAR
 
 _SAME_SETS = 4096  # bytes: 64 sets of 64-byte lines
 
 
-@rule(LINEAR)
-def join_up(build: Build, node: fx.Node, target: Target) -> Answer:
+def _joined(m: Any, x: Any) -> Any:
+    down, down_bias, _, act, key = branch_operands(m.noble)
+    return JOINED_UP(x, m.joined_weight, m.bias, down, down_bias, act, key)
+
+
+_EXAMPLE = Example(
+    before=lambda m, x: LINEAR(x, m.weight, m.bias, *branch_operands(m.noble)),
+    after=_joined,
+    truth=lambda m, x: F.linear(x, m.weight, m.bias) + m.noble(x),
+)
+
+
+@rule(LINEAR, example=_EXAMPLE)
+def join_up(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """linear(x, W, b, D, d, U, σ)  ->  joined_up(x, [W U], b, D, d, σ), where W and U are read here alone"""
-    x, weight, bias, down, down_bias, up, act, key = node.args
-    found = target.constants(weight, up)
-    if isinstance(found, Skip):
-        return found
-    if not target.sole_reader(weight, node) or not target.sole_reader(up, node):
+    operands: Operands[Any] = Operands.of_node(node)
+    (site,) = operands.sites
+    matrices = graph.constants(site.weight, site.up)
+    if isinstance(matrices, Skip):
+        return matrices
+    if not graph.sole_reader(site.weight, node) or not graph.sole_reader(site.up, node):
         return Skip(STORED_TWICE)
-    w, u = found
+    w, u = matrices
     if w.dtype != u.dtype:
         return Skip(f"W is {w.dtype} and U {u.dtype}")
     width = w.shape[1] + u.shape[1]
     if width * w.element_size() % _SAME_SETS == 0:
         return Skip(f"rows of {width} numbers, a multiple of 4 KiB, fall on the same sets of the cache")
-    joined = build.constant("joined_weight", torch.cat([w, u], dim=1), beside=weight)
-    return build.call(JOINED_UP, x, joined, bias, down, down_bias, act, key)
+    joined = build.constant("joined_weight", torch.cat([w, u], dim=1), beside=site.weight)
+    act = list(site.act)
+    return build.call(JOINED_UP, operands.x, joined, site.bias, site.down, site.down_bias, act, operands.key)

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import noble_fx
+from noble_fx.passes.check import check_rewrite
 from noble_fx.passes.fuse.share_input import share_input
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
@@ -39,8 +40,8 @@ def attention(capture: str = "fx", **settings: object) -> nn.Module:
     return loud(noble_fx.transform(Attention(), rank=2, capture=capture, seed=0, **settings))
 
 
-def same_gradients(one: nn.Module, other: nn.Module) -> None:
-    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+def same_gradients(model: nn.Module, other: nn.Module) -> None:
+    for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=name) if p.grad is not None else None
         assert (p.grad is None) == (q.grad is None), name
 
@@ -53,6 +54,10 @@ def reasons(graph_module: fx.GraphModule) -> list[str]:
     return [step.skipped for step in run_passes(graph_module, [share_input])]
 
 
+def test_rewrite():
+    check_rewrite(share_input)
+
+
 # --- before and after ------------------------------------------------------------------------------------------------
 
 
@@ -60,17 +65,17 @@ def reasons(graph_module: fx.GraphModule) -> list[str]:
 def test_q_k_and_v_are_one_call(bias):
     torch.manual_seed(0)
     plain = loud(noble_fx.transform(Attention(bias), rank=2, capture="modules", seed=0)).double()
-    made = noble_fx.transform(Attention(bias), rank=2, capture="fx", seed=0).double()
-    made.load_state_dict(plain.state_dict())
-    (group,) = (node for node in made.graph.nodes if node.target is LINEAR_GROUP)
+    grouped = noble_fx.transform(Attention(bias), rank=2, capture="fx", seed=0).double()
+    grouped.load_state_dict(plain.state_dict())
+    (group,) = (node for node in grouped.graph.nodes if node.target is LINEAR_GROUP)
     assert [len(arg) for arg in group.args[1:7]] == [3, 3 if bias else 0, 3, 0, 3, 15]
-    assert calls(made.graph).count(operator.getitem) == 3
-    assert calls(made.graph).count(LINEAR) == 1
+    assert calls(grouped.graph).count(operator.getitem) == 3
+    assert calls(grouped.graph).count(LINEAR) == 1
     x = torch.randn(5, 8, dtype=torch.float64)
-    for model in (plain, made):
+    for model in (plain, grouped):
         model(x).square().sum().backward()
-    torch.testing.assert_close(made(x), plain(x))
-    same_gradients(made, plain)
+    torch.testing.assert_close(grouped(x), plain(x))
+    same_gradients(grouped, plain)
 
 
 def test_the_history_names_each_site():
@@ -85,24 +90,24 @@ def test_the_history_names_each_site():
 
 
 def test_a_second_run_changes_nothing():
-    made = transformed("fx")
-    before = str(made.graph)
-    assert all(step.skipped for step in run_passes(made, PIPELINES["train"]))
-    assert str(made.graph) == before
+    grouped = transformed("fx")
+    before = str(grouped.graph)
+    assert all(step.skipped for step in run_passes(grouped, PIPELINES["train"]))
+    assert str(grouped.graph) == before
 
 
 def test_the_way_back_is_the_base_model_bit_for_bit():
     torch.manual_seed(0)
     x, plain = torch.randn(5, 8), Attention()
-    base, made = plain(x), noble_fx.transform(plain, rank=2, capture="fx")
-    loud(made)
-    with noble_fx.disabled(made):
-        assert torch.equal(made(x), base)
-        assert LINEAR_GROUP not in calls(made.graph)
-        assert calls(made.graph).count(F.linear) == 4
-    assert LINEAR_GROUP in calls(made.graph)
-    noble_fx.remove(made)
-    assert torch.equal(made(x), base)
+    base, grouped = plain(x), noble_fx.transform(plain, rank=2, capture="fx")
+    loud(grouped)
+    with noble_fx.disabled(grouped):
+        assert torch.equal(grouped(x), base)
+        assert LINEAR_GROUP not in calls(grouped.graph)
+        assert calls(grouped.graph).count(F.linear) == 4
+    assert LINEAR_GROUP in calls(grouped.graph)
+    noble_fx.remove(grouped)
+    assert torch.equal(grouped(x), base)
 
 
 def test_what_is_known_of_a_value_stays_known():
@@ -115,18 +120,29 @@ def test_what_is_known_of_a_value_stays_known():
     assert [values[name].shape for name in ("getitem", "getitem_1")] == [(3, 6), (3, 5)]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_folded_sites_are_grouped_with_their_biases_of_u(bias):
+    torch.manual_seed(0)
+    model = loud(noble_fx.transform(Attention(bias), rank=2, act="silu_shift", capture="fx", seed=0)).eval()
+    folded, x = noble_fx.fold(model), torch.randn(5, 8)
+    assert noble_fx.programs(folded)[0].groups == (3,)
+    torch.testing.assert_close(folded(x), model(x))
+
+
 def test_parts_of_one_weight_are_grouped_with_their_rows():
-    made = noble_fx.transform(Functional(), rank=2, select="all", capture="export", seed=0, example_kwargs=features())
-    programs = noble_fx.programs(loud(made))
+    grouped = noble_fx.transform(
+        Functional(), rank=2, select="all", capture="export", seed=0, example_kwargs=features()
+    )
+    programs = noble_fx.programs(loud(grouped))
     assert [program.groups for program in programs] == [(3,), (3,)]
-    ungrouped = copy.deepcopy(made)
+    ungrouped = copy.deepcopy(grouped)
     for mode, module in ungrouped.noble_modules.items():
         module.graph = copy.deepcopy(ungrouped.noble_graphs.base[mode])
-        run_passes(module, [one for one in PIPELINES["train"] if one is not share_input])
+        run_passes(module, [rule for rule in PIPELINES["train"] if rule is not share_input])
         assert calls(module.graph).count(LINEAR_GROUP) == 0
-    for model in (made, ungrouped):
+    for model in (grouped, ungrouped):
         model(**features()).square().sum().backward()
-    same_gradients(made, ungrouped)
+    same_gradients(grouped, ungrouped)
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -144,7 +160,7 @@ def sites_of_one_input() -> tuple[fx.Graph, Callable, fx.Node]:
         return node
 
     def site(of=x, rank=2, out_features=6, key="σ", bias=True, down_bias=True, weight=None) -> fx.Node:
-        vectors = [parameter(n) if given else None for n, given in ((out_features, bias), (rank, down_bias))]
+        vectors = [parameter(n) if present else None for n, present in ((out_features, bias), (rank, down_bias))]
         node = graph.call_function(
             LINEAR,
             (of, weight or parameter(out_features, 8), vectors[0], parameter(rank, 8), vectors[1],
@@ -189,9 +205,9 @@ def test_those_that_agree_are_grouped_past_one_that_differs():
 
 def test_a_site_of_another_input_in_between_ends_a_group():
     graph, site, x = sites_of_one_input()
-    one = site()
+    first = site()
     between = site(of=graph.call_function(torch.tanh, (x,)))
-    graph_module = finish(graph, one, between, site())
+    graph_module = finish(graph, first, between, site())
     assert reasons(graph_module) == ["another site lies in between", "reads x alone", "another site lies in between"]
 
 
@@ -206,17 +222,22 @@ def test_a_group_is_not_widened():
     assert reasons(graph_module) == ["the others are a group already"]
 
 
-def test_a_call_with_keywords_is_left_alone():
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    graph.output(graph.call_function(LINEAR, (x,), {"weight": x}))
-    assert reasons(fx.GraphModule(nn.Module(), graph)) == ["called with keywords"]
+def test_arguments_may_be_given_by_name():
+    graph, site, _ = sites_of_one_input()
+    first, second = site(), site(out_features=5)
+    names = [argument.name for argument in LINEAR._schema.arguments]
+    second.kwargs = dict(zip(names[2:], second.args[2:], strict=True))
+    second.args = second.args[:2]
+    own = (second.kwargs["bias"], second.kwargs["up"])
+    assert reasons(finish(graph, first, second)) == ["", ""]
+    (group,) = (node for node in graph.nodes if node.target is LINEAR_GROUP)
+    assert (group.args[2][1], group.args[5][1]) == own
 
 
 def test_parameters_computed_later_cannot_be_read_earlier():
     graph, site, _ = sites_of_one_input()
-    one = site()
-    graph_module = finish(graph, one, site(weight=graph.call_function(torch.tanh, (one,))))
+    first = site()
+    graph_module = finish(graph, first, site(weight=graph.call_function(torch.tanh, (first,))))
     assert reasons(graph_module)[0] == "the parameters of another are computed after it"
 
 
@@ -280,7 +301,7 @@ def test_loss_and_gradients_are_those_of_ungrouped_sites(name, groups):
     twin = copy.deepcopy(model)
     compiled = torch.compile(model, backend="noble_fx", options={"then": "aot_eager"}, fullgraph=True, dynamic=True)
     for length in (6, 9):
-        loss, truth = (one(ids(length)).logits.square().mean() for one in (compiled, twin))
+        loss, truth = (run(ids(length)).logits.square().mean() for run in (compiled, twin))
         torch.testing.assert_close(loss, truth)
         loss.backward()
         truth.backward()
@@ -293,7 +314,7 @@ def test_inductor_trains_a_grouped_graph():
     model, x = attention("modules"), torch.randn(5, 8)
     twin = copy.deepcopy(model)
     compiled = torch.compile(model, backend="noble_fx")
-    for one in (compiled, twin):
-        one(x).square().mean().backward()
+    for run in (compiled, twin):
+        run(x).square().mean().backward()
     assert compiled_programs(model)[0].groups == (3,)
     same_gradients(model, twin)
