@@ -225,6 +225,6 @@ def run(rounds: int = 200) -> dict[str, object]:
     step = training_step(rounds)
     Console().print(table)
     Console().print(step)
-    chosen = [{"question": question, "way": way} for question, way in autotune.answers().items()]
+    chosen = [{"question": question, "variant": variant} for question, variant in autotune.answers().items()]
     about = {"machine": gpu(), "rounds": rounds, "rows": ROWS, "bandwidth": rate}
     return {**about, "figures": figures, "training_step": step, "choices": chosen}

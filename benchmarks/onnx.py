@@ -127,17 +127,17 @@ def _by_hand(model: nn.Module, rank: int, select: str) -> nn.Module:
         if site.selected:
             parent, _, name = site.fqn.rpartition(".")
             plain: Any = model.get_submodule(site.fqn)
-            made = ByHand(site.in_features, site.out_features, rank, bias=plain.bias is not None)
-            setattr(model.get_submodule(parent), name, made)
+            by_hand = ByHand(site.in_features, site.out_features, rank, bias=plain.bias is not None)
+            setattr(model.get_submodule(parent), name, by_hand)
     return model.eval()
 
 
 def arithmetic(case: Case) -> float:
     """Multiplications of the branches over those of the linears that carry them."""
     with torch.device("meta"):
-        found = [site for site in noble_fx.sites(case.build(), rank=case.rank) if site.selected]
-    base = sum(site.in_features * site.out_features for site in found)
-    return sum(s.rank * (s.in_features + s.out_features + s.rank) for s in found) / base
+        carrying = [site for site in noble_fx.sites(case.build(), rank=case.rank) if site.selected]
+    base = sum(site.in_features * site.out_features for site in carrying)
+    return sum(s.rank * (s.in_features + s.out_features + s.rank) for s in carrying) / base
 
 
 def run(rounds: int = 24) -> dict[str, object]:
@@ -166,7 +166,7 @@ def timed(sessions: dict[str, OnnxModel], x: Tensor, threads: int, rounds: int) 
     """Every session on x in turn; with one thread in CPU time, where what other processes take does not count."""
     calls = {name: (lambda session=session: session(x)) for name, session in sessions.items()}
     clock = time.process_time if threads == 1 else time.perf_counter
-    return {one.name: one for one in interleave(calls, "plain", rounds, warmup=2, clock=clock)}
+    return {timing.name: timing for timing in interleave(calls, "plain", rounds, warmup=2, clock=clock)}
 
 
 def _figure(case: Case, batch: int, threads: int, timings: dict[str, Timing], sizes: dict[str, int]) -> dict[str, Any]:

@@ -205,7 +205,7 @@ def _export(args: argparse.Namespace) -> None:
     model = build_model(args.model, device="cpu").eval()
     examples, named = _example_inputs(args.inputs or [], model)
     if args.weights is not None:
-        model = noble_fx.load(model, args.weights, examples or None, named or None)
+        model = noble_fx.load(model, args.weights)
     else:
         inputs = (examples, named) if args.capture == "export" else (None, None)
         model = noble_fx.transform(model, example_inputs=inputs[0], example_kwargs=inputs[1], **_settings(args))

@@ -12,39 +12,80 @@ from pathlib import Path
 from noble_fx.errors import NobleError
 
 
+def existing_file(path: str | os.PathLike[str], error: type[NobleError], remedy: str) -> Path:
+    """`path` as that of a file that is there; raises `error` for nothing, for a folder and for what is no path."""
+    file = as_path(path, error)
+    try:
+        if file.is_file():
+            return file
+        wrong = "is a folder" if file.is_dir() else "is no file" if file.exists() else "does not exist"
+    except (OSError, ValueError) as problem:  # too long, forbidden, or with a NUL in it
+        wrong = f"cannot be looked at ({_reason(problem)})"
+    raise error(f"{_shown(file)} {wrong}; {remedy}")
+
+
+def as_path(path: str | os.PathLike[str], error: type[NobleError]) -> Path:
+    """`path` as a `Path`; raises `error` for an object that is none, by name."""
+    try:
+        return Path(path)
+    except TypeError:
+        raise error(f"{path!r} is no path; pass a str or a pathlib.Path") from None
+
+
 @contextmanager
 def staged(target: Path, error: type[NobleError], overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `target`; what it holds at the end moves to `target`'s place when all went well.
 
-    Raises `error` when `target` exists (unless `overwrite`) or its folder cannot be written.
+    Raises `error` when `target` exists (unless `overwrite`), its folder cannot be written, or a file would replace a
+    folder or the other way round.
     """
     target = Path(os.path.abspath(target))
-    if target.exists() and not overwrite:
-        raise error(f"{target} exists; remove it, choose another path, or pass overwrite=True")
     try:
+        if target.exists() and not overwrite:
+            raise error(f"{target} exists; remove it, choose another path, or pass overwrite=True")
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as problem:
-        raise error(f"cannot write beside {target}: {problem.strerror or problem}; choose another path") from None
+    except NobleError:  # a ValueError as well
+        raise
+    except (OSError, ValueError) as problem:
+        raise error(f"cannot write beside {_shown(target)}: {_reason(problem)}; choose another path") from None
     try:
-        try:
-            yield work
-        except OSError as problem:
-            raise error(f"writing {target} failed: {problem.strerror or problem}; nothing was left there") from problem
-        _put(work / target.name, target)
+        yield work
+        new = work / target.name
+        if target.exists() and target.is_dir() != new.is_dir():
+            old_kind, new_kind = ("folder", "file") if target.is_dir() else ("file", "folder")
+            raise error(f"{target} is a {old_kind}, and a {new_kind} does not replace it; choose another path")
+        _put(new, target)
+    except OSError as problem:
+        raise error(f"writing {target} failed: {_reason(problem)}; nothing was left there") from problem
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _put(made: Path, target: Path) -> None:
-    """Rename `made` to `target`; an old folder is set aside first: a rename cannot replace one that is full."""
-    old = made.with_name(made.name + ".old")
+def _put(new: Path, target: Path) -> None:
+    """Rename `new` to `target`; an old folder is set aside first: a rename cannot replace one that is full."""
+    old = new.with_name(new.name + ".old")
+    for sidecar in new.parent.iterdir():  # external data of an ONNX file goes first: the file is nothing without it
+        if sidecar != new:
+            sidecar.replace(target.with_name(sidecar.name))
     if target.is_dir():
         target.rename(old)
-    for sidecar in made.parent.iterdir():  # external data of an ONNX file goes first: the file is nothing without it
-        if sidecar not in (made, old):
-            sidecar.replace(target.with_name(sidecar.name))
-    made.replace(target)
+    try:
+        new.replace(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+
+
+def _reason(problem: OSError | ValueError) -> str:
+    return getattr(problem, "strerror", None) or str(problem)
+
+
+def _shown(path: Path) -> str:
+    """The path as text that any stream can print: a NUL or a lone surrogate is escaped."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,5 +1,4 @@
-"""The signatures of the project's operators. `runtime/operator.py` and `group_operator.py` implement them; graphs only
-name them.
+"""The signatures of the project's operators, which graphs name and the files of `ops/` implement.
 
 linear                 one linear map with its branch -> y
 linear_forward         the same -> (y, h), where h = x Dᵀ + d, in float32 or better, is what backward
@@ -13,8 +12,9 @@ linear_group_forward   the same -> (y of each, h [G, .., r], contiguous, in floa
 linear_group_backward  one gradient per input: x, weight…, bias…, down…, down_bias…, up…, act…
 
 A group is all with a bias or all without: `bias` and `down_bias` then are empty lists, as `bias` is None for one linear
-map. `needs` and the gradients have G places for either nonetheless (False, empty tensor), 1 + 5 G + len(act) in all, so
-a place means the same whatever is absent. `act` is the tensors of the first site's σ, then those of the next.
+map. `needs` and the gradients have G places for either nonetheless (False, empty tensor), in the flat order of
+`ops/operands.py`, so a place means the same whatever is absent. `act` is the tensors of the first site's σ, then those
+of the next.
 """
 
 from __future__ import annotations

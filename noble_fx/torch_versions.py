@@ -50,12 +50,7 @@ if RELEASE == (2, 11):
 
 # Words of torch.export's errors that are about the dynamic sizes which it was given; there is no class for them.
 ABOUT_SHAPES = ("dynamic_shapes", "onstraint", "dynamic dim", "marked as dynamic", "Dim.")
-_ABOUT_VALUES = (
-    "GuardOnDataDependentSymNode",
-    "UserError",
-    "DataDependentOutputException",
-    "DynamicOutputShapeException",
-)
+_ABOUT_VALUES = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 
 
 def decides_on_values(error: BaseException) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -72,7 +73,7 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None =
             )
         answer = capture.plan(model, config, examples or Examples())
         if isinstance(answer, Plan):
-            return answer
+            return dataclasses.replace(answer, config=answer.config.replace(capture=name))
         if not isinstance(answer, Refusal):
             raise CaptureError(
                 f"capture {name!r}: {type(capture).__qualname__}.plan answered {answer!r}, which is neither a Plan nor "

@@ -7,19 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from noble_fx import NobleLinear, schema
-from noble_fx.runtime.autotune import Way
+from noble_fx.ops.operands import Operands
+from noble_fx.runtime.autotune import Variant
 from noble_fx.runtime.layer_kernels import LayerKernels
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
-def take(monkeypatch: pytest.MonkeyPatch, way: Way) -> None:
-    """Every choice is this way: of the product, and of the branch's weight gradients."""
-    monkeypatch.setattr(LayerKernels, "forward_ways", lambda self: ([way[:1]], way[:1]))
-    monkeypatch.setattr(LayerKernels, "backward_ways", lambda self, needs: ([way], way))
+def take(monkeypatch: pytest.MonkeyPatch, variant: Variant) -> None:
+    """Every choice is this variant: of the product, and of the branch's weight gradients."""
+    monkeypatch.setattr(LayerKernels, "forward_variants", lambda self: ([variant[:1]], variant[:1]))
+    monkeypatch.setattr(LayerKernels, "backward_variants", lambda self, needs: ([variant], variant))
 
 
 def layer_of(
@@ -56,17 +57,17 @@ def check(layer: NobleLinear, x: Tensor, dy: Tensor | None = None, scale: float 
     truth.backward(dy.double())
     near("y", y, truth, scale)
     near("dx", x.grad, x64.grad, scale)
-    for (name, found), wanted in zip(layer.named_parameters(), exact.parameters(), strict=True):
-        assert found.grad.shape == found.shape
-        assert found.grad.dtype == found.dtype
-        near(name, found.grad, wanted.grad, scale)
+    for (name, parameter), wanted in zip(layer.named_parameters(), exact.parameters(), strict=True):
+        assert parameter.grad.shape == parameter.shape
+        assert parameter.grad.dtype == parameter.dtype
+        near(name, parameter.grad, wanted.grad, scale)
 
 
-def near(name: str, found: Tensor, truth: Tensor, scale: float = 1.0) -> None:
+def near(name: str, result: Tensor, truth: Tensor, scale: float = 1.0) -> None:
     """Fails where the largest error is over the dtype's tolerance of the largest number."""
     size = max(1.0, truth.abs().max().item()) if truth.numel() else 1.0
-    error = (found.double() - truth).abs().max().item() if truth.numel() else 0.0
-    assert error <= scale * TOLERANCE[found.dtype] * size, f"{name}: error {error:.3g} of {size:.3g}"
+    error = (result.double() - truth).abs().max().item() if truth.numel() else 0.0
+    assert error <= scale * TOLERANCE[result.dtype] * size, f"{name}: error {error:.3g} of {size:.3g}"
 
 
 def strided(*shape: int) -> Tensor:
@@ -74,26 +75,64 @@ def strided(*shape: int) -> Tensor:
     return torch.randn(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
 
 
-def given(layer: NobleLinear, x: Tensor) -> list[Any]:
+def small_layer(
+    act: str = "cosnet", in_features: int = 9, out_features: int = 7, rank: int = 4, **settings: object
+) -> NobleLinear:
+    """`layer_of`, of sizes that are cheap to differentiate by differences."""
+    return layer_of(act, in_features, out_features, rank, **settings)
+
+
+def small_layers(
+    act: str = "cosnet", in_features: int = 9, outs: Sequence[int] = (7, 4, 4), rank: int = 3, **settings: object
+) -> nn.ModuleList:
+    """Sites of one input: N differs, as in grouped-query attention."""
+    torch.manual_seed(0)
+    layers = nn.ModuleList(
+        NobleLinear.build(in_features, n, rank, act=act, **{"preset": "reference", **settings}) for n in outs
+    )
+    with torch.no_grad():
+        for layer in layers:
+            layer.noble.up.normal_()
+    return layers
+
+
+def arguments(layer: NobleLinear, x: Tensor) -> list[Any]:
     """The arguments of `noble_fx::linear`."""
     noble = layer.noble
     return [x, layer.weight, layer.bias, noble.down, noble.down_bias, noble.up, noble.act_tensors(), noble.key]
+
+
+def group_arguments(layers: Sequence[NobleLinear], x: Tensor) -> tuple[Any, ...]:
+    """The arguments of `noble_fx::linear_group`."""
+    return Operands.join([Operands.of_linear(*arguments(layer, x)) for layer in layers]).group_args()
+
+
+def eagerly(layer: NobleLinear, x: Tensor) -> Tensor:
+    """y [.., N] by the modules."""
+    layer.noble.unfused = "eager"
+    try:
+        return layer(x)
+    finally:
+        layer.noble.unfused = ""
+
+
+def eagerly_each(layers: Sequence[NobleLinear], x: Tensor) -> list[Tensor]:
+    """y [.., N] of each by the modules."""
+    return [eagerly(layer, x) for layer in layers]
 
 
 def check_group(layers: list[NobleLinear], x: Tensor, used: Sequence[int], scale: float = 1.0) -> None:
     """y of each and every gradient of a loss on those `used`, against each layer alone in float64."""
     x = x.detach().requires_grad_()
     exact, x64 = [exact_of(layer) for layer in layers], x.detach().double().requires_grad_()
-    several = [given(layer, x) for layer in layers]
-    fields = [[one[i] for one in several if one[i] is not None] for i in range(1, 6)]
-    found = schema.LINEAR_GROUP(x, *fields, [tensor for one in several for tensor in one[6]], several[0][7])
+    y = schema.LINEAR_GROUP(*group_arguments(layers, x))
     truth = [layer(x64) for layer in exact]
     dy = {i: torch.randn(truth[i].shape, device=x.device).to(x.dtype) for i in used}
-    torch.autograd.backward([found[i] for i in used], [dy[i] for i in used])
+    torch.autograd.backward([y[i] for i in used], [dy[i] for i in used])
     torch.autograd.backward([truth[i] for i in used], [dy[i].double() for i in used])
     near("dx", x.grad, x64.grad, scale)
     for i, layer in enumerate(layers):
-        near(f"y {i}", found[i], truth[i], scale)
+        near(f"y {i}", y[i], truth[i], scale)
         for (name, mine), wanted in zip(layer.named_parameters(), exact[i].parameters(), strict=True):
             assert (mine.grad is None) == (wanted.grad is None), name
             if mine.grad is not None:

@@ -204,17 +204,36 @@ def test_hooks_and_optimizers_made_before_keep_working():
     assert not torch.equal(layer.weight, before)
 
 
-def test_a_failure_half_way_puts_the_layers_back(monkeypatch):
-    model = tiny()
-    before = list(model.state_dict())
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    ("capture", "place", "name"),
+    [
+        ("fx", "noble_fx.captures.base", "run_passes"),
+        ("export", "noble_fx.captures.base", "run_passes"),
+        ("modules", "noble_fx.transform", "_keep_from_fast_path"),
+        ("fx", "noble_fx.transform", "draw_base"),
+    ],
+)
+def test_a_failure_half_way_puts_everything_back(capture, place, name, error, monkeypatch):
+    model, examples = tiny(), {"example_inputs": (tokens(),)} if capture == "export" else {}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attributes, calls = set(vars(model)), []
+    once = getattr(sys.modules[place], name)
 
     def fail(*args):
-        raise RuntimeError("the pass failed")
+        calls.append(args)
+        if len(calls) == 1:
+            once(*args)  # something has changed by then
+            raise error("half way")
+        return once(*args)
 
-    monkeypatch.setattr(sys.modules["noble_fx.captures.base"], "run_passes", fail)
-    with pytest.raises(RuntimeError, match="the pass failed"):
-        noble_fx.transform(model, rank=4, capture="fx")
-    assert list(model.state_dict()) == before
+    monkeypatch.setattr(sys.modules[place], name, fail)
+    with pytest.raises(error, match="half way"):
+        noble_fx.transform(model, rank=4, capture=capture, init_base=True, **examples)
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert type(model) is Tiny
+    assert set(vars(model)) == attributes
     assert type(model.blocks[0].fc1) is nn.Linear
 
 

@@ -1,88 +1,139 @@
-"""The keys by which graphs name a σ."""
+"""The keys by which graphs name a σ: a graph holds tensors and a string, and the string says what is computed.
+
+A key is a hash of what σ does (`recording.py`), in train and in eval mode, and of the names and shapes of its tensors.
+So equal structures have equal keys in every process, wherever their classes stand, and two activations that differ in
+anything that shows in their results, however hidden, have two keys.
+
+The parts of the zoo and PyTorch's own pointwise modules are known to be determined by a few settings, so their
+recordings are remembered by these; everything else is recorded each time.
+"""
 
 from __future__ import annotations
 
-import copy
-import functools
 import hashlib
-import types
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules import module as torch_module
 
-from noble_fx.errors import ConfigError
+from noble_fx.branches.activations import Cosine, Gate, Mixer, ScaleShift, Signed
+from noble_fx.branches.folded import Cos
+from noble_fx.branches.recording import elsewhere, record, sampled, with_tensors
+from noble_fx.errors import ConfigError, Refusal
 
-_TEMPLATES: dict[str, nn.Module] = {}
+# What a module's forward reads besides its parameters, buffers and children. Exact classes only.
+_SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    **dict.fromkeys((Cosine, Mixer, ScaleShift, Gate, Cos, nn.Identity, nn.Sequential, nn.Linear), ()),
+    Signed: ("flip",),
+    **dict.fromkeys((nn.Tanh, nn.Sigmoid, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink), ()),
+    **dict.fromkeys((nn.ReLU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.SELU), ("inplace",)),
+    nn.ReLU6: ("min_val", "max_val", "inplace"),
+    **dict.fromkeys((nn.ELU, nn.CELU), ("alpha", "inplace")),
+    nn.LeakyReLU: ("negative_slope", "inplace"),
+    nn.GELU: ("approximate",),
+    nn.Softplus: ("beta", "threshold"),
+}
+_FORWARDS = {kind: kind.forward for kind in _SETTINGS}  # whoever puts another one there is recorded
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-def activation_key(act: nn.Module, label: str) -> str:
-    """The key under which `template` finds this structure again; same structure, same key, in any process."""
-    key = f"{label}-{hashlib.sha256(repr(_fingerprint(act)).encode()).hexdigest()[:12]}"
-    # A class that was defined again under its old name (a notebook cell run twice) must not get the old one's code.
-    while key in _TEMPLATES and _classes(_TEMPLATES[key]) != _classes(act):
-        key += "+"
-    if key not in _TEMPLATES:
-        _TEMPLATES[key] = copy.deepcopy(act).to("meta")
-    return key
+@dataclass(frozen=True)
+class _Known:
+    """What stands behind a key: a copy of σ without numbers, and why it cannot be traced where that is known."""
+
+    template: nn.Module | None
+    refusal: Refusal | None
+
+
+_KNOWN: dict[str, _Known] = {}
+_KEYS: dict[Any, str] = {}  # of what is determined by its settings
+
+
+def activation_key(act: nn.Module, label: str, rank: int) -> str:
+    """The key under which `template` finds this σ of `rank` channels again; equal maths, equal key, in any process."""
+    settings = _settings(act)
+    if settings is None:
+        return _recorded_key(act, label, rank)
+    question = (label, rank, settings)
+    if question not in _KEYS:
+        _KEYS[question] = _recorded_key(act, label, rank)
+    return _KEYS[question]
 
 
 def template(key: str) -> nn.Module:
     """The activation of this key, on the meta device; its tensors are only names and shapes."""
-    if key not in _TEMPLATES:
+    known = _KNOWN.get(key)
+    if known is None or known.template is None:
         raise ConfigError(
             f"activation {key!r} is not known in this process; build or load the model that uses it with noble_fx first"
         )
-    return _TEMPLATES[key]
+    return known.template
 
 
-def _classes(act: nn.Module) -> list[type]:
-    return [type(module) for module in act.modules()]
+def why_not_recorded(key: str) -> Refusal | None:
+    """Why nothing is known of what this σ computes, so that another of the same key may be another."""
+    known = _KNOWN.get(key)
+    return None if known is None else known.refusal
 
 
-def _fingerprint(act: nn.Module) -> list[Any]:
-    held = ("_parameters", "_buffers", "_modules", "training")
-    return [
-        (
-            path,
-            f"{type(module).__module__}.{type(module).__qualname__}",
-            module.extra_repr(),
-            sorted((k, _described(v)) for k, v in vars(module).items() if k not in held and not k.startswith("_")),
-            [(n, None if p is None else tuple(p.shape)) for n, p in module._parameters.items()],
-            [(n, None if b is None else tuple(b.shape)) for n, b in module._buffers.items()],
-        )
-        for path, module in act.named_modules()
-    ]
+def _recorded_key(act: nn.Module, label: str, rank: int) -> str:
+    text, refusal = elsewhere(lambda: _recording(act, rank))
+    key = f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if key not in _KNOWN:
+        _KNOWN[key] = _Known(_template(act), refusal)
+    return key
 
 
-def _described(value: Any, depth: int = 4) -> str:
-    """What sets a module's attribute apart from another's, the same in any process: no addresses.
+def _recording(act: nn.Module, rank: int) -> tuple[str, Refusal | None]:
+    """The text that a key is the hash of, and why it does not say what σ computes."""
+    tensors = [*act.named_parameters(), *act.named_buffers()]
+    # A dtype that `.to` changes is none of σ's: a model in bfloat16 has the keys that it had in float32.
+    kinds = ["float" if tensor.is_floating_point() else str(tensor.dtype) for _, tensor in tensors]
+    shapes = [(name, tuple(tensor.shape), kind) for (name, tensor), kind in zip(tensors, kinds, strict=True)]
+    texts = [f"{rank} {len(list(act.parameters()))} {shapes}"]
+    try:
+        own = sampled(act, torch.float32)
+        own.train()
+        texts.append(record(own, rank, torch.float32))
+        own.eval()
+        texts.append(record(own, rank, torch.float32, backward=False))
+        own.double()
+        texts.append(record(own, rank, torch.float64, backward=False))  # a cast to float32 shows only here
+    except Exception as error:
+        reason = f"{type(error).__name__} while tracing: {first_line(error)}"
+        return "\n".join([*texts, type(error).__qualname__]), Refusal(reason)
+    return "\n".join(texts), None
 
-    Functions are told apart by their code and what they enclose: two lambdas share a name, not what they do.
-    """
-    if value is None or isinstance(value, str | int | float | complex | bool | bytes | torch.dtype | torch.device):
-        return repr(value)
-    name = f"{type(value).__module__}.{type(value).__qualname__}"
-    if isinstance(value, Tensor):
-        return f"{name}{tuple(value.shape)}"
-    if depth == 0:
-        return name
-    inner = functools.partial(_described, depth=depth - 1)
-    if isinstance(value, dict):
-        return f"{name}{sorted((inner(k), inner(v)) for k, v in value.items())}"
-    if isinstance(value, list | tuple):
-        return f"{name}{[inner(one) for one in value]}"
-    if isinstance(value, set | frozenset):
-        return f"{name}{sorted(inner(one) for one in value)}"
-    if isinstance(value, types.CodeType):
-        return f"{value.co_code.hex()} {value.co_names} {[inner(one) for one in value.co_consts]}"
-    if isinstance(value, types.FunctionType):
-        cells = [inner(cell.cell_contents) for cell in value.__closure__ or ()]
-        code, defaults = _described(value.__code__, depth), inner([value.__defaults__, value.__kwdefaults__])
-        return f"{value.__module__}.{value.__qualname__} {code} {defaults} {cells}"
-    if isinstance(value, functools.partial):
-        return f"{name}{inner([value.func, value.args, value.keywords])}"
-    if isinstance(value, types.MethodType):
-        return f"{name}{inner([value.__func__, value.__self__])}"
-    called = f" {value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else ""
-    return f"{name}{called}{inner(vars(value)) if hasattr(value, '__dict__') and not isinstance(value, type) else ''}"
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line; its type where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _template(act: nn.Module) -> nn.Module | None:
+    try:
+        return with_tensors(act, lambda tensor: torch.empty_like(tensor, device="meta"))
+    except Exception:  # what cannot be copied was not recorded either
+        return None
+
+
+def _settings(act: nn.Module) -> Any:
+    """All that determines what σ computes, the same for equal ones; None where some part of it is not known to."""
+    if torch_module._has_any_global_hook():
+        return None
+    tensors = [*act.named_parameters(), *act.named_buffers()]
+    # A module or a tensor that stands at several places has one path, its first: places that share one say the same.
+    paths = {id(part): path for path, part in act.named_modules()} | {id(tensor): name for name, tensor in tensors}
+    parts = []
+    for part in act.modules():
+        kind, values = type(part), vars(part)
+        if kind not in _SETTINGS or kind.forward is not _FORWARDS[kind] or "forward" in values:
+            return None
+        own = [values.get(name) for name in _SETTINGS[kind]]
+        if any(values[hooks] for hooks in _HOOKS) or not all(type(value) in (bool, int, float, str) for value in own):
+            return None
+        held = {**part._parameters, **part._buffers, **part._modules}
+        parts.append((kind, repr(own), tuple((name, paths.get(id(item))) for name, item in held.items())))
+    return tuple(parts), tuple((name, tensor.shape, tensor.is_floating_point()) for name, tensor in tensors)

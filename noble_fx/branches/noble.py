@@ -98,9 +98,9 @@ class NobleBranch(Branch):
 
     def fused_form(self) -> FusedForm | Refusal:
         """D, d, U and σ's tensors; a σ that cannot be traced faithfully has none."""
-        key = keys.activation_key(self.act, self.label)
-        if reason := why_untraceable(key, self.rank):
-            return Refusal(reason)
+        key = keys.activation_key(self.act, self.label, self.rank)
+        if refusal := why_untraceable(key, self.rank):
+            return refusal
         names = [name for name, _ in [*self.act.named_parameters(), *self.act.named_buffers()]]
         return FusedForm(
             down="down",

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,9 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from noble_fx.branches.keys import template
-
-_ROWS = 6
+from noble_fx.branches.keys import first_line, template, why_not_recorded
+from noble_fx.branches.recording import ROWS, elsewhere, record, sampled
+from noble_fx.errors import Refusal
 
 
 @dataclass(frozen=True)
@@ -40,26 +39,32 @@ class Untraceable(Exception):
     """Why an activation has no graphs; the message is the reason that `explain` shows."""
 
 
-@functools.cache
 def activation_program(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
-    """Trace the activation of `key`; raises `Untraceable` with the reason when that would not be faithful."""
-    # Dispatch state (grad mode, autocast, inference mode, fake mode) is thread-local: a thread of its own sees none of
-    # the caller's, so a trace that is first asked for in the middle of somebody's backward is the same trace.
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_trace, key, rank, dtype).result()
+    """The graphs of the activation of `key`; raises `Untraceable` with the reason when they would not be faithful."""
+    program = _program(key, rank, dtype)
+    if isinstance(program, Refusal):
+        raise Untraceable(program.reason)
+    return program
 
 
-def why_untraceable(key: str, rank: int) -> str:
-    """The reason why this activation stays eager, or an empty string."""
+def why_untraceable(key: str, rank: int) -> Refusal | None:
+    """The reason why this activation stays eager, or None."""
+    program = _program(key, rank, torch.float32)
+    return program if isinstance(program, Refusal) else None
+
+
+@functools.cache
+def _program(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram | Refusal:
+    if refusal := why_not_recorded(key):
+        return refusal
     try:
-        activation_program(key, rank, torch.float32)
+        return elsewhere(lambda: _trace(key, rank, dtype))
     except Untraceable as reason:
-        return str(reason)
-    return ""
+        return Refusal(str(reason))
 
 
 @dataclass(frozen=True)
-class _Functions:
+class ActivationFunctions:
     """σ as functions of (h, *tensors) and of (h, *tensors, dt)."""
 
     forward: Callable[..., Tensor]
@@ -69,7 +74,8 @@ class _Functions:
     parameters: int
 
 
-def _functions(key: str) -> _Functions:
+def activation_functions(key: str) -> ActivationFunctions:
+    """σ of `key` as functions, to be traced."""
     act = template(key).train()  # a dropout must show itself
     names = _tensor_names(act)
     parameters = len(list(act.parameters()))
@@ -85,28 +91,36 @@ def _functions(key: str) -> _Functions:
         )
         return (t, *vjp(dt))
 
-    return _Functions(forward, backward, (*act.parameters(), *act.buffers()), tuple(names), parameters)
+    return ActivationFunctions(forward, backward, (*act.parameters(), *act.buffers()), tuple(names), parameters)
 
 
 def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
-    act = _functions(key)
+    act, own = activation_functions(key), sampled(template(key), dtype)
+    tensors = [*own.parameters(), *own.buffers()]
     generator = torch.Generator().manual_seed(0)
-
-    def sample(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, dtype=dtype) + 0.5
-
-    tensors = [sample(*t.shape) if t.is_floating_point() else torch.ones(t.shape, dtype=t.dtype) for t in act.tensors]
-    h, dt = sample(_ROWS, rank), sample(_ROWS, rank)
+    h, dt = (torch.rand(ROWS, rank, generator=generator, dtype=dtype) + 0.5 for _ in range(2))
     try:
-        with torch.random.fork_rng(devices=[]):  # a random σ shows itself here; it must not move the caller's generator
+        with torch.no_grad():
             _check_sources(make_fx(act.forward)(h, *tensors))
+        _check_modes(own, rank, dtype)
         graphs = [_graph(act.forward, h, *tensors), _graph(act.backward, h, *tensors, dt)]
         _check_rows(act.forward, h, tensors)  # after the graphs have shown that nothing is drawn at random
     except Untraceable:
         raise
     except Exception as error:
-        raise Untraceable(f"{type(error).__name__} while tracing: {str(error).splitlines()[0]}") from error
+        raise Untraceable(f"{type(error).__name__} while tracing: {first_line(error)}") from error
     return ActivationProgram(graphs[0], graphs[1], act.names, act.parameters)
+
+
+def _check_modes(act: nn.Module, rank: int, dtype: torch.dtype) -> None:
+    """One graph stands for both modes, and for every call."""
+    act.train()
+    trained = record(act, rank, dtype)
+    if record(act, rank, dtype) != trained:
+        raise Untraceable("computes something else each time it is called")
+    act.eval()
+    if record(act, rank, dtype) != trained:
+        raise Untraceable("computes something else in train mode than in eval mode")
 
 
 def _tensor_names(act: nn.Module) -> list[str]:
@@ -116,7 +130,7 @@ def _tensor_names(act: nn.Module) -> list[str]:
 def _check_rows(forward: Callable[..., Tensor], h: Tensor, tensors: list[Tensor]) -> None:
     whole = forward(h, *tensors)
     parts = torch.cat([forward(h[:2], *tensors), forward(h[2:], *tensors)])
-    boxed = forward(h.view(2, 3, -1), *tensors).view(_ROWS, -1)
+    boxed = forward(h.view(2, 3, -1), *tensors).view(ROWS, -1)
     for other in (parts, boxed):
         if not torch.allclose(whole, other, rtol=1e-4, atol=1e-4, equal_nan=True):
             raise Untraceable("mixes rows: a row's result depends on the other rows")

@@ -54,7 +54,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a transform will do: the settings, `capture` a name; every site; what the capture builds from."""
+    """What a transform will do: the settings, every site, and what the capture builds from."""
 
     config: NobleConfig
     sites: tuple[Site, ...]

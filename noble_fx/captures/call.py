@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,9 +37,13 @@ class Call:
         parameters += [kind(name, kind.KEYWORD_ONLY, default=None) for name in self.keyword_only]
         return inspect.Signature(parameters)
 
+    @cached_property
+    def _signature(self) -> inspect.Signature:
+        return self.signature()
+
     def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The flat inputs of the graphs; raises `CaptureError` where the graphs do not fit the call."""
-        arguments = dict(self.signature().bind_partial(None, *args, **kwargs).arguments)
+        arguments = dict(self._signature.bind_partial(None, *args, **kwargs).arguments)
         del arguments["self"]
         leaves: list[Any] = []
         for name, example in self.examples.items():

@@ -70,7 +70,7 @@ class Export(Capture):
         except Declined as reason:
             return Refusal(str(reason))
         maps = find_maps(model, graphs=list(graphs.base.values()))
-        return Plan(config.replace(capture="export"), choose(model, maps, config), (graphs, call))
+        return Plan(config, choose(model, maps, config), (graphs, call))
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
         graphs, call = plan.graphs
@@ -214,20 +214,27 @@ def _program(model: nn.Module, bound: Bound) -> ExportedProgram:
 def _why(model: nn.Module, bound: Bound, error: Exception) -> Exception:
     """The first cause in plain words: a `CaptureError` where the inputs are to blame, else `Declined`."""
     cause = first_line(error)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), _buffers_restored(model):
-            model(**bound.arguments)
-    except Exception as own:
+    if bound.given_shapes and blames_shapes(error):
+        return CaptureError(misfit(cause))
+    decides = decides_on_values(error)
+    if not decides and (own := _own_failure(model, bound)) is not None:
         return CaptureError(
             f"the model itself fails on the example inputs{_where(own)}: {type(own).__name__}: {first_line(own)}; "
             f"correct example_inputs or example_kwargs"
         )
-    if bound.given_shapes and blames_shapes(error):
-        return CaptureError(misfit(cause))
-    if decides_on_values(error):
+    if decides or type(error).__name__ == "UserError":  # torch's word for Python that a graph cannot hold
         cause = f"its Python code decides on the values of a tensor, which one graph cannot hold ({cause})"
     tried = f"tried torch.export (non-strict) in {'train' if model.training else 'eval'} mode"
     return Declined(f"{cause}{_where(error)}; {tried}")
+
+
+def _own_failure(model: nn.Module, bound: Bound) -> Exception | None:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _buffers_restored(model):
+            model(**bound.arguments)
+    except Exception as error:
+        return error
+    return None
 
 
 def _where(error: BaseException) -> str:

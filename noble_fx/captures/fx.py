@@ -72,7 +72,7 @@ class Fx(Capture):
             return Refusal(str(reason))
         sites = choose(model, find_maps(model, roles_from_graph(model, graph)), config)
         hidden = unreachable(graph, model, sites)
-        return hidden or Plan(config.replace(capture="fx"), sites, graph)
+        return hidden or Plan(config, sites, graph)
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
         run_as_graph(model, plan.graphs)

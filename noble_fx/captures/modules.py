@@ -9,7 +9,7 @@ from noble_fx.captures.flow_roles import maps_with_roles
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, Refusal
 from noble_fx.sites.choose import choose
-from noble_fx.sites.find import LinearMap
+from noble_fx.sites.layer_maps import LinearMap
 
 
 class Modules(Capture):
@@ -18,21 +18,26 @@ class Modules(Capture):
     def plan(self, model: nn.Module, config: NobleConfig, examples: Examples) -> Plan | Refusal:
         maps = self.maps(model)
         try:
-            return Plan(config.replace(capture="modules"), choose(model, maps, config))
+            return Plan(config, choose(model, maps, config))
         except ConfigError as error:
-            bare = _bare_parameters(model, maps)
-            if bare and all(found.obstacle for found in maps):
-                raise ConfigError(
-                    f"{error}; {bare[0]} is a parameter outside of any layer: capture='export' with example_inputs "
-                    f"reaches those that the model multiplies with"
-                ) from None
-            raise
+            raise ConfigError(f"{error}{_elsewhere(model, maps)}") from None
 
     def maps(self, model: nn.Module) -> list[LinearMap]:
         return maps_with_roles(model)
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
         return model
+
+
+def _elsewhere(model: nn.Module, maps: list[LinearMap]) -> str:
+    """What a capture by name would see of a model in which nothing can be chosen here."""
+    bare = _bare_parameters(model, maps)
+    if bare and all(linear_map.obstacle for linear_map in maps):
+        return (
+            f"; {bare[0]} is a parameter outside of any layer: capture='export' with example_inputs reaches those that "
+            "the model multiplies with"
+        )
+    return ""
 
 
 def _bare_parameters(model: nn.Module, maps: list[LinearMap]) -> list[str]:

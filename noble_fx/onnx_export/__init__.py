@@ -1,1 +1,5 @@
-"""The way from a model to an ONNX file, step by step: capture, prepare, functions, write, verify, report."""
+"""From a model to an ONNX file that was checked, and back to a function of tensors.
+
+export.py is the verb and calls the others in this order: request, prepare, program (operators), functions, model_file
+(names, account), verify (cases, reference), report. session.py runs a file (open_session, runs).
+"""

@@ -24,7 +24,7 @@ from noble_fx.ops import inference
 from noble_fx.schema import LINEAR
 
 DOMAIN, NAME = "noble_fx", "Linear"
-_KIND = "kind"
+_KIND = "kind"  # the attribute by which a node says of which kind it is, until its body stands beside it
 
 
 @dataclass(frozen=True)
@@ -96,24 +96,19 @@ class _Body(nn.Module):
 
 
 def _function(kind: Kind, opset: int, overload: str) -> Any:
+    """The ONNX function of one kind, its inputs x, weight, bias, down, down_bias, up, act_0, …"""
     import onnx_ir as ir
 
     tensors, act = _examples(kind)
-    shapes = {name: None if t is None else dict.fromkeys(_free(name, t), Dim.AUTO) for name, t in tensors.items()}
-    with quiet(), torch.no_grad():
-        program = torch.export.export(
-            _Body(kind.act_key), (tensors, act), dynamic_shapes=(shapes, [None] * len(act)), strict=False
-        )
-        made: Any = torch.onnx.export(program.run_decompositions({}), opset_version=opset, dynamo=True, verbose=False)
-    graph = made.model.graph
-    given = list(graph.inputs)
-    names = [*tensors, *(f"act_{i}" for i in range(len(act)))]
+    graph = _exported_body(kind, tensors, act, opset)
+    tensors_of_graph = iter(list(graph.inputs))
     inputs = []
-    for name in names:  # a bias that is not there is an input that nothing reads
-        value = ir.Value(name=name) if name in tensors and tensors[name] is None else given.pop(0)
+    for name in [*tensors, *(f"act_{i}" for i in range(len(act)))]:
+        absent = name in tensors and tensors[name] is None  # a bias that is not there is an input that nothing reads
+        value = ir.Value(name=name) if absent else next(tensors_of_graph)
         value.name = name
         inputs.append(value)
-    assert not given
+    assert next(tensors_of_graph, None) is None
     nodes = [*_constants(graph), *graph]
     outputs = list(graph.outputs)
     graph.remove(list(graph))
@@ -121,6 +116,17 @@ def _function(kind: Kind, opset: int, overload: str) -> Any:
     graph.outputs.clear()
     body = ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": opset}, name=NAME)
     return ir.Function(DOMAIN, NAME, overload, graph=body, attributes=[])
+
+
+def _exported_body(kind: Kind, tensors: dict[str, Tensor | None], act: list[Tensor], opset: int) -> Any:
+    """The decomposition as an ONNX graph with free sizes."""
+    shapes = {name: None if t is None else dict.fromkeys(_free(name, t), Dim.AUTO) for name, t in tensors.items()}
+    with quiet(), torch.no_grad():
+        program = torch.export.export(
+            _Body(kind.act_key), (tensors, act), dynamic_shapes=(shapes, [None] * len(act)), strict=False
+        ).run_decompositions({})
+        exported: Any = torch.onnx.export(program, opset_version=opset, dynamo=True, verbose=False)
+    return exported.model.graph
 
 
 def _examples(kind: Kind) -> tuple[dict[str, Tensor | None], list[Tensor]]:

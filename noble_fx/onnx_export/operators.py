@@ -18,13 +18,13 @@ from noble_fx.sites.products import GROUPED
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """By operator, the function that writes its ONNX; operators of libraries that are not loaded are not there."""
-    found = {}
+    by_operator = {}
     for name in GROUPED:
         library, _, operator = name.partition("::")
         packet = getattr(getattr(torch.ops, library), operator, None)
         if packet is not None:
-            found[packet.default] = _grouped_product
-    return found
+            by_operator[packet.default] = _grouped_product
+    return by_operator
 
 
 def _grouped_product(x: Any, weight: Any, offs: Any = None, bias: Any = None, out_dtype: int | None = None) -> Any:
@@ -35,14 +35,14 @@ def _grouped_product(x: Any, weight: Any, offs: Any = None, bias: Any = None, ou
         raise NotImplementedError("a grouped product other than x [S, K], W [E, K, N], offsets [E]")
     offs = op.Cast(offs, to=7)  # int64
     axis = start = op.Constant(value_ints=[0])
-    out = []
+    products = []
     for expert in range(weight.shape[0]):
         at = op.Constant(value_ints=[expert])
         end = op.Gather(offs, at)
         rows = op.Slice(x, start, end, axis)
-        out.append(op.MatMul(rows, op.Squeeze(op.Gather(weight, at), axis)))
+        products.append(op.MatMul(rows, op.Squeeze(op.Gather(weight, at), axis)))
         start = end
-    return op.Concat(*out, axis=0)
+    return op.Concat(*products, axis=0)
 
 
 def _attention(

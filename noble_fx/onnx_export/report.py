@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from noble_fx.onnx_export.account import rewrites
+from noble_fx.onnx_export.verify import TOLERANCE, Verification
+from noble_fx.passes.history import Step
+from noble_fx.passes.inference.fold_branch import fold_branch
+from noble_fx.passes.inference.join_down import join_down
+from noble_fx.passes.inference.join_up import join_up
+
+# The passes whose refusals are told: a site that they leave alone is slower than it might be.
+_TOLD = (fold_branch.name, join_up.name, join_down.name)
 
 
 @dataclass(frozen=True)
@@ -60,3 +74,30 @@ class ExportReport:
             return "not verified"
         within = self.largest_error <= self.tolerance
         return f"{self.largest_error:.2e} ({'≤' if within else 'NOT ≤'} {self.tolerance:.3g})"
+
+
+def report_of(
+    onnx_model: Any,
+    path: Path,
+    size: int,
+    verification: Verification | None,
+    dtype: torch.dtype,
+    steps: Sequence[Step],
+) -> ExportReport:
+    """The report of an onnx_ir model that lies at `path`, `size` bytes; `verification` is None where nobody looked."""
+    nodes = [*onnx_model.graph, *(node for function in onnx_model.functions.values() for node in function)]
+    refused = Counter(f"{step.rule}: {step.skipped}" for step in steps if step.rule in _TOLD and step.skipped)
+    return ExportReport(
+        path=path,
+        opset=onnx_model.opset_imports[""],
+        nodes=len(nodes),
+        size=size,
+        inputs={value.name: f"{value.dtype} {value.shape}" for value in onnx_model.graph.inputs},
+        outputs={value.name: f"{value.dtype} {value.shape}" for value in onnx_model.graph.outputs},
+        largest_error=verification.error if verification else None,
+        tolerance=verification.tolerance if verification else TOLERANCE[dtype],
+        checked=verification.checked if verification else (),
+        verified_by=verification.by if verification else "",
+        passes=rewrites(steps),
+        kept=dict(refused),
+    )

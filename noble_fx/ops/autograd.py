@@ -1,10 +1,7 @@
 """Autograd and autocast of `linear` and `linear_group`: both keep x and h alone, and compute σ again in backward.
 
-Whatever its signature, an operator's tensors are read here as one row, for G sites, None where a site has none:
-
-    x, W₁ … W_G, b₁ … b_G, D₁ … D_G, d₁ … d_G, U₁ … U_G, σ₁'s tensors … σ_G's tensors
-
-One linear map is G = 1. Double backward and `torch.func` differentiate the eager maths instead.
+`torch.autograd.Function` takes tensors one by one, so here an operator's operands are passed in their flat order
+(`operands.py`). Double backward and `torch.func` differentiate the eager maths instead.
 """
 
 from __future__ import annotations
@@ -17,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noble_fx.ops.operands import Operands, places
 from noble_fx.torch_versions import below_autograd, in_functorch
-
-Row = Sequence[Tensor | None]
-_FIELDS = 5  # W, b, D, d, U
 
 
 @dataclass(frozen=True)
@@ -33,57 +28,44 @@ class Recomputed:
     eager: Callable[..., Any]
     grouped: bool
 
-    def row(self, inputs: Sequence[Any]) -> tuple[int, list[Tensor | None]]:
-        """G, and the operator's tensors as one row."""
-        x, *fields, act = inputs
-        count = len(fields[0]) if self.grouped else 1
-        lists = [list(field) or [None] * count for field in fields] if self.grouped else [[field] for field in fields]
-        return count, [x, *(tensor for one in lists for tensor in one), *act]
+    def read(self, arguments: Sequence[Any]) -> Operands[Tensor]:
+        """The operands among the operator's arguments."""
+        return Operands.of_group(*arguments) if self.grouped else Operands.of_linear(*arguments)
 
-    def inputs(self, count: int, row: Row) -> tuple[Any, ...]:
-        """The operator's tensor arguments; the inverse of `row`."""
-        fields: list[Any] = [row[1 + i * count : 1 + (i + 1) * count] for i in range(_FIELDS)]
-        if self.grouped:
-            fields = [[] if field[0] is None else list(field) for field in fields]
-        else:
-            fields = [field[0] for field in fields]
-        return row[0], *fields, list(row[1 + _FIELDS * count :])
-
-
-def places(sites: Sequence[int], count: int, length: int) -> list[int]:
-    """Where in a row of `length` tensors the x and the tensors of these sites stand."""
-    act = (length - 1 - _FIELDS * count) // count
-    own = [1 + field * count + i for field in range(_FIELDS) for i in sites]
-    return [0, *own, *(1 + _FIELDS * count + i * act + n for i in sites for n in range(act))]
+    def arguments(self, operands: Operands[Tensor]) -> tuple[Any, ...]:
+        """The operator's arguments; the inverse of `read`."""
+        return operands.group_args() if self.grouped else operands.linear_args()
 
 
 class _RecomputedFunction(torch.autograd.Function):
     @staticmethod
-    def forward(operator: Recomputed, count: int, act_key: str, *row: Tensor | None) -> tuple[Tensor, ...]:
-        y, h = operator.forward(*operator.inputs(count, row), act_key)
+    def forward(operator: Recomputed, arguments: Sequence[Any], count: int, *flat: Any) -> tuple[Tensor, ...]:
+        y, h = operator.forward(*arguments)  # `flat` is the same tensors, where autograd sees them
         return (*y, h) if operator.grouped else (y, h)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.operator, ctx.count, ctx.act_key, *row = inputs
+        ctx.operator, arguments, ctx.count, *flat = inputs
+        ctx.key = arguments[-1]
         ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*row, output[-1])
+        ctx.save_for_backward(*flat, output[-1])
 
     @staticmethod
     def backward(ctx, *dy):
-        *row, h = ctx.saved_tensors
-        used = [i for i, one in enumerate(dy[:-1]) if one is not None]  # the last belongs to h
-        gradients: list[Tensor | None] = [None] * len(row)
+        *flat, h = ctx.saved_tensors
+        used = [site for site, gradient in enumerate(dy[:-1]) if gradient is not None]  # the last belongs to h
+        gradients: list[Tensor | None] = [None] * len(flat)
         if used:
+            kept: Sequence[int] = range(len(flat))
             if len(used) < ctx.count:  # the others' parameters get no gradient at all, as if each were alone
-                h = h[used]
-            kept = places(used, ctx.count, len(row))
+                h, kept = h[used], places(len(flat), ctx.count, used)
             needs = [ctx.needs_input_grad[3 + place] for place in kept]
+            operands = Operands.from_flat([flat[place] for place in kept], len(used), ctx.key)
             # backward() may be called inside autocast, which would run σ's products in the low precision.
             with _without_autocast(h.device.type):
-                found = _gradients(ctx, [dy[i] for i in used], h, [row[place] for place in kept], needs)
-            for place, gradient, need in zip(kept, found, needs, strict=True):
+                of_used = _gradients(ctx.operator, [dy[site] for site in used], h, operands, needs)
+            for place, gradient, need in zip(kept, of_used, needs, strict=True):
                 gradients[place] = gradient if need else None
         return None, None, None, *gradients
 
@@ -93,33 +75,35 @@ def _without_autocast(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-def _gradients(ctx: Any, dy: list[Tensor], h: Tensor, row: Row, needs: list[bool]) -> Sequence[Tensor | None]:
-    operator, inputs = ctx.operator, ctx.operator.inputs(len(dy), row)
+def _gradients(
+    operator: Recomputed, dy: list[Tensor], h: Tensor, operands: Operands[Tensor], needs: list[bool]
+) -> Sequence[Tensor | None]:
+    """A gradient for each operand in the flat order; of those that `needs` denies, anything."""
+    arguments = operator.arguments(operands)
     if torch.is_grad_enabled():  # create_graph=True
-        wanted: list[Any] = [tensor for tensor, need in zip(row, needs, strict=True) if need]
-        y = operator.eager(*inputs, ctx.act_key)
-        found = iter(torch.autograd.grad(y, wanted, dy if operator.grouped else dy[0], create_graph=True))
-        return [next(found) if need else None for need in needs]
-    x, weight, _, down, _, up, act = inputs
-    answer: list[Tensor] = operator.backward(
-        dy if operator.grouped else dy[0], x, h, weight, down, up, act, ctx.act_key, needs
-    )
+        wanted: list[Any] = [tensor for tensor, need in zip(operands.flat(), needs, strict=True) if need]
+        y = operator.eager(*arguments)
+        gradients = iter(torch.autograd.grad(y, wanted, dy if operator.grouped else dy[0], create_graph=True))
+        return [next(gradients) if need else None for need in needs]
+    x, weight, _, down, _, up, act, key = arguments
+    answer: list[Tensor] = operator.backward(dy if operator.grouped else dy[0], x, h, weight, down, up, act, key, needs)
     return answer
 
 
 def autograd_rule(operator: Recomputed) -> Callable[..., Any]:
     """What runs under the Autograd key."""
 
-    def rule(*inputs: Any) -> Any:
+    def rule(*arguments: Any) -> Any:
         if in_functorch():
-            return operator.eager(*inputs)
-        *tensors, act_key = inputs
-        count, row = operator.row(tensors)
-        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in row):
-            y = _RecomputedFunction.apply(operator, count, act_key, *row)[:-1]
-            return list(y) if operator.grouped else y[0]
+            return operator.eager(*arguments)
+        if torch.is_grad_enabled():
+            operands = operator.read(arguments)
+            flat = operands.flat()
+            if any(tensor is not None and tensor.requires_grad for tensor in flat):
+                y = _RecomputedFunction.apply(operator, arguments, len(operands.sites), *flat)[:-1]
+                return list(y) if operator.grouped else y[0]
         with below_autograd():
-            return operator.call(*inputs)
+            return operator.call(*arguments)
 
     return rule
 
@@ -129,13 +113,13 @@ def autocast_rule(operator: Recomputed, device: str) -> Callable[..., Any]:
 
     def cast(value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return [cast(one) for one in value]
+            return [cast(tensor) for tensor in value]
         eligible = value is not None and value.is_floating_point() and value.dtype != torch.float64
         return value.to(torch.get_autocast_dtype(device)) if eligible else value
 
-    def rule(*inputs: Any) -> Any:
-        *tensors, act, act_key = inputs
+    def rule(*arguments: Any) -> Any:
+        *tensors, act, key = arguments
         with torch.autocast(device, enabled=False):
-            return operator.call(*map(cast, tensors), act, act_key)
+            return operator.call(*map(cast, tensors), act, key)
 
     return rule

@@ -1,7 +1,7 @@
 """The operators on CUDA: generated kernels where there are some, PyTorch operators where not.
 
 `why_no_kernel` says without a GPU what would be said with one about a σ, a rank and a dtype; the GPU itself has a word
-too (`gpu_of`). Whatever has no kernel runs as `operator.py` writes it, which is right on every device.
+too (`gpu_of`). Whatever has no kernel runs as `linear.py` writes it, which is right on every device.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from noble_fx import schema
 from noble_fx.codegen.plan import GENERATOR, SHARED_BYTES, Layer
 from noble_fx.errors import KernelError
 from noble_fx.ops import linear
-from noble_fx.ops.autograd import places
-from noble_fx.ops.linear import present
-from noble_fx.ops.linear_group import by_site
-from noble_fx.runtime.autotune import Way, choose
-from noble_fx.runtime.layer_kernels import LayerKernels, Row, layer_kernels
+from noble_fx.ops.linear import present, rows_of
+from noble_fx.ops.operands import Operands, SiteOperands
+from noble_fx.runtime.autotune import Variant, choose
+from noble_fx.runtime.layer_kernels import LayerKernels, layer_kernels
 from noble_fx.runtime.load import have_triton
 from noble_fx.torch_versions import tf32_products
 
@@ -45,8 +44,8 @@ def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype) -> str:
     """Why a branch with this σ has no generated kernels on a GPU; "" where it has. Needs no GPU."""
     if not have_triton():
         return "triton is not installed"
-    found = _kernels(Layer(rank, (rank,), rank, act_key, dtype, dtype), Gpu("cuda", SHARED_BYTES["sm_80"]), False)
-    return found if isinstance(found, str) else ""
+    kernels = _kernels(Layer(rank, (rank,), rank, act_key, dtype, dtype), Gpu("cuda", SHARED_BYTES["sm_80"]), False)
+    return kernels if isinstance(kernels, str) else ""
 
 
 @functools.lru_cache(maxsize=512)
@@ -71,67 +70,104 @@ def gpu_of(device: torch.device) -> Gpu | None:
     return Gpu("cuda", properties.shared_memory_per_multiprocessor - 1024)
 
 
-def kernels_for(row: Row, sites: int, act_key: str, bias: bool, down_bias: bool) -> LayerKernels | None:
+def kernels_for(operands: Operands[Tensor], bias: bool, down_bias: bool) -> LayerKernels | None:
     """The kernels for these tensors, or None where PyTorch operators must do."""
-    x, *others = row
-    assert x is not None
-    weights, down, act = others[:sites], others[2 * sites], others[5 * sites :]
-    assert down is not None
+    x, sites, act = operands.x, operands.sites, operands.act()
     gpu = gpu_of(x.device)
-    stored = {one.dtype for one in act if one is not None and one.is_floating_point()} or {x.dtype}
-    given = [one for one in row if one is not None]
-    alike = all(one is None or one.dtype == x.dtype for one in others[: 5 * sites])
-    if gpu is None or not alike or len(stored) > 1 or any(one.device != x.device for one in given):
+    if gpu is None:
         return None
-    columns = tuple(weight.shape[0] for weight in weights if weight is not None)
-    layer = Layer(x.shape[-1], columns, down.shape[0], act_key, x.dtype, stored.pop(), bias, down_bias)
+    stored = {tensor.dtype for tensor in act if tensor.is_floating_point()} or {x.dtype}
+    products = [tensor for site in sites for tensor in site[:-1] if tensor is not None]
+    alike = all(tensor.dtype == x.dtype for tensor in products)
+    if not alike or len(stored) > 1 or any(tensor.device != x.device for tensor in (*products, *act)):
+        return None
+    columns, rank = tuple(site.weight.shape[0] for site in sites), sites[0].down.shape[0]
+    layer = Layer(x.shape[-1], columns, rank, operands.key, x.dtype, stored.pop(), bias, down_bias)
     tf32 = x.dtype == torch.float32 and tf32_products()
-    found = _kernels(layer, gpu, tf32)
-    return found if isinstance(found, LayerKernels) and found.title not in _refused else None
+    kernels = _kernels(layer, gpu, tf32)
+    return kernels if isinstance(kernels, LayerKernels) and kernels.title not in _refused else None
 
 
-def forward(row: Row, sites: int, act_key: str) -> tuple[list[Tensor], Tensor] | None:
+@functools.lru_cache(maxsize=512)
+def _names(layer: Layer, act: tuple[str, ...]) -> Operands[str]:
+    """What the kernels of a layer call its operands; `act` is what they call σ's tensors."""
+
+    def of_site(site: int) -> SiteOperands[str]:
+        name = functools.partial(layer.name, site=site)
+        matrices = name("weight"), name("bias"), name("down"), name("down_bias"), name("up")
+        return SiteOperands(*matrices, tuple(map(name, act)))
+
+    return Operands("x", tuple(map(of_site, range(layer.sites))))
+
+
+def _named(names: Operands[str], operands: Operands[Tensor]) -> dict[str, Tensor]:
+    """The operands that are there by their names, x [.., K] as rows [S, K]."""
+    pairs = zip(names.flat(), operands.flat(), strict=True)
+    named: dict[Any, Tensor] = {name: tensor for name, tensor in pairs if tensor is not None}
+    return named | {"x": rows_of(operands.x)}
+
+
+def _needed(names: Operands[str], needs: Operands[bool]) -> dict[str, bool]:
+    """Which gradients are needed, by the names of their operands."""
+    pairs: Any = zip(names.flat(), needs.flat(), strict=True)
+    return dict(pairs)
+
+
+def forward(operands: Operands[Tensor]) -> tuple[list[Tensor], Tensor] | None:
     """y [.., N] of each site and h [G, .., r], by generated kernels; None where PyTorch operators must do."""
-    kernels = kernels_for(row, sites, act_key, row[1 + sites] is not None, row[1 + 3 * sites] is not None)
-    x = row[0]
-    if kernels is None or x is None:
+    first, batch = operands.sites[0], operands.x.shape[:-1]
+    kernels = kernels_for(operands, first.bias is not None, first.down_bias is not None)
+    if kernels is None:
         return None
-    flat, batch = [x.reshape(-1, x.shape[-1]), *row[1:]], x.shape[:-1]
-    found = _chosen(kernels, "forward", kernels.forward_ways(), x, lambda way: kernels.forward(flat, way))
-    if found is None:
+    named = _named(_names(kernels.layer, kernels.act), operands)
+    results = _chosen(
+        kernels, "forward", kernels.forward_variants(), named["x"], lambda variant: kernels.forward(named, variant)
+    )
+    if results is None:
         return None
-    y, h = found
-    return [one.view(*batch, one.shape[-1]) for one in y], h.view(sites, *batch, h.shape[-1])
+    y, h = results
+    return [rows.view(*batch, rows.shape[-1]) for rows in y], h.view(len(y), *batch, h.shape[-1])
 
 
 def backward(
-    dy: Sequence[Tensor], x: Tensor, h: Tensor, rest: Row, sites: int, act_key: str, needs: Sequence[bool]
-) -> list[Tensor | None] | None:
-    """One gradient for each tensor of the row x, *rest, None where `needs` says no; or None as for `forward`."""
-    row = [x.reshape(-1, x.shape[-1]), *rest]
-    biases, down_biases = any(needs[1 + sites : 1 + 2 * sites]), any(needs[1 + 3 * sites : 1 + 4 * sites])
-    kernels = kernels_for(row, sites, act_key, biases, down_biases)
+    dy: Sequence[Tensor], h: Tensor, operands: Operands[Tensor], needs: Operands[bool]
+) -> Operands[Tensor | None] | None:
+    """A gradient for each operand, biases included, None where `needs` says no; or None as for `forward`."""
+    biases, down_biases = any(site.bias for site in needs.sites), any(site.down_bias for site in needs.sites)
+    kernels = kernels_for(operands, biases, down_biases)
     if kernels is None:
         return None
-    rows, h = [one.reshape(-1, one.shape[-1]) for one in dy], h.reshape(sites, -1, h.shape[-1])
-    ways = kernels.backward_ways(dict(zip(kernels.names(), needs, strict=True)))
-    direction = f"backward {''.join('01'[need] for need in needs)}"
-    found = _chosen(kernels, direction, ways, x, lambda way: kernels.backward(rows, h, row, needs, way))
-    if found is not None and found[0] is not None:
-        found[0] = found[0].view(x.shape)
-    return found
+    names = _names(kernels.layer, kernels.act)
+    named, needed = _named(names, operands), _needed(names, needs)
+    rows, h = [rows_of(tensor) for tensor in dy], h.reshape(len(dy), -1, h.shape[-1])
+    gradients = _chosen(
+        kernels,
+        f"backward {''.join('01'[need] for need in needed.values())}",
+        kernels.backward_variants(needed),
+        named["x"],
+        lambda variant: kernels.backward(rows, h, named, needed, variant),
+    )
+    if gradients is None:
+        return None
+    if "x" in gradients:
+        gradients["x"] = gradients["x"].view(operands.x.shape)
+    return names.map(gradients.get)
 
 
 def _chosen(
-    kernels: LayerKernels, direction: str, ways: tuple[list[Way], Way], x: Tensor, run: Callable[[Way], Answer]
+    kernels: LayerKernels,
+    direction: str,
+    variants: tuple[list[Variant], Variant],
+    x: Tensor,
+    run: Callable[[Variant], Answer],
 ) -> Answer | None:
-    """What the fastest way answers; None, and a warning once, where the GPU or the compiler refuses the kernels."""
-    rows, (possible, way) = x.numel() // x.shape[-1], ways
+    """What the fastest variant answers; None, and a warning once, where the GPU or the compiler refuses the kernels."""
+    rows, (possible, variant) = len(x), variants
     try:
         if rows:
             question = f"{direction}, {1 << (rows - 1).bit_length()} rows or fewer, {kernels.title}, {_where(x.device)}"
-            way = choose(question, possible, way, run, x.device)
-        return run(way)
+            variant = choose(question, possible, variant, run, x.device)
+        return run(variant)
     except KernelError as problem:
         _refused.add(kernels.title)
         _log.warning("PyTorch operators are used instead of generated kernels: %s", problem)
@@ -149,55 +185,63 @@ def _where(device: torch.device) -> str:
 # --- the operators ---------------------------------------------------------------------------------------------------
 
 
-def _linear_forward(x, weight, bias, down, down_bias, up, act, act_key):
-    found = forward([x, weight, bias, down, down_bias, up, *act], 1, act_key)
-    if found is None:
-        return linear.forward(x, weight, bias, down, down_bias, up, act, act_key)
-    y, h = found
-    return y[0], h[0]
+def _forward_of_site(operands: Operands[Tensor]) -> tuple[Tensor, Tensor]:
+    results = forward(operands)
+    if results is None:
+        return linear.forward(*operands.linear_args())
+    (y,), (h,) = results
+    return y, h
 
 
-def _linear(*inputs: Any) -> Tensor:
-    return _linear_forward(*inputs)[0]
+def _gradients_of_site(
+    dy: Tensor, h: Tensor, operands: Operands[Tensor], needs: Operands[bool]
+) -> Operands[Tensor | None]:
+    gradients = backward([dy], h, operands, needs)
+    return linear.gradients(dy, h, operands, needs) if gradients is None else gradients
+
+
+def _linear_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _forward_of_site(Operands.of_linear(*arguments))
+
+
+def _linear(*arguments: Any) -> Tensor:
+    return _linear_forward(*arguments)[0]
 
 
 def _linear_backward(dy, x, h, weight, down, up, act, act_key, needs):
-    found = backward([dy], x, h, [weight, None, down, None, up, *act], 1, act_key, needs)
-    if found is None:
-        return linear.backward(dy, x, h, weight, down, up, act, act_key, needs)
-    return present(found, dy)
+    operands = Operands.of_linear(x, weight, None, down, None, up, act, act_key)
+    return present(_gradients_of_site(dy, h, operands, Operands.from_flat(needs, 1)), dy)
 
 
-def _group_forward(x, weight, bias, down, down_bias, up, act, act_key):
-    count = len(weight)
-    absent = [None] * count
-    found = forward([x, *weight, *(bias or absent), *down, *(down_bias or absent), *up, *act], count, act_key)
-    if found is None:  # too wide for one kernel, perhaps, but not each by itself
-        sites = by_site(weight, bias, down, down_bias, up, act=act)
-        each = [_linear_forward(x, w, b, d, d_bias, u, sigma, act_key) for w, b, d, d_bias, u, sigma in sites]
-        return [y for y, _ in each], torch.stack([h for _, h in each])
-    return found
+def _group_forward(*arguments: Any) -> tuple[list[Tensor], Tensor]:
+    operands: Operands[Tensor] = Operands.of_group(*arguments)
+    results = forward(operands)
+    if results is None:  # too wide for one kernel, perhaps, but not each by itself
+        y, h = zip(*map(_forward_of_site, operands.split()), strict=True)
+        return list(y), torch.stack(h)
+    return results
 
 
-def _linear_group(*inputs: Any) -> list[Tensor]:
-    return _group_forward(*inputs)[0]
+def _linear_group(*arguments: Any) -> list[Tensor]:
+    return _group_forward(*arguments)[0]
 
 
 def _group_backward(dy, x, h, weight, down, up, act, act_key, needs):
-    count = len(weight)
-    absent = [None] * count
-    found = backward(dy, x, h, [*weight, *absent, *down, *absent, *up, *act], count, act_key, needs)
-    if found is None:
-        found = [None] * len(needs)
-        for i, (dy_i, h_i, w, d, u, sigma) in enumerate(by_site(dy, h, weight, down, up, act=act)):
-            own = places([i], count, len(needs))
-            asked = [needs[place] for place in own]
-            dx, *rest = _linear_backward(dy_i, x, h_i, w, d, u, sigma, act_key, asked)
-            if needs[0]:
-                found[0] = dx if found[0] is None else found[0].add_(dx)
-            for place, gradient in zip(own[1:], rest, strict=True):
-                found[place] = gradient
-    return present(found, x)
+    operands = Operands.of_group(x, weight, [], down, [], up, act, act_key)
+    wanted = Operands.from_flat(needs, len(weight))
+    gradients = backward(dy, h, operands, wanted)
+    if gradients is None:
+        each = list(map(_gradients_of_site, dy, h, operands.split(), wanted.split()))
+        gradients = Operands(_sum([site.x for site in each]), Operands.join(each).sites)
+    return present(gradients, x)
+
+
+def _sum(gradients: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum, in the first of them; None where none is needed."""
+    total = None
+    for gradient in gradients:
+        total = gradient if total is None or gradient is None else total.add_(gradient)
+    return total
 
 
 def register(library: Library, device: str = "CUDA") -> None:

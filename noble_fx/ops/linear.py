@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from noble_fx.branches import trace
 from noble_fx.branches.trace import ActivationProgram, activation_program
 from noble_fx.ops.autograd import Recomputed, autocast_rule, autograd_rule
+from noble_fx.ops.operands import Operands, SiteOperands
 from noble_fx.schema import library
 
 _ops = torch.ops.noble_fx
@@ -56,7 +57,11 @@ def _program(h: Tensor, act_key: str) -> ActivationProgram:
 
 
 def _widen(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [t.to(dtype) if t.is_floating_point() else t for t in tensors]
+    return [_cast(tensor, dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)  # a call of `to` costs a microsecond even for nothing
 
 
 def forward(
@@ -76,14 +81,14 @@ def forward(
 
 def bottleneck(x: Tensor, down: Tensor, down_bias: Tensor | None) -> Tensor:
     """h [.., r] = x Dᵀ + d, in float32 or better."""
-    return F.linear(x, down, down_bias).to(wide_dtype(x))
+    return _cast(F.linear(x, down, down_bias), wide_dtype(x))
 
 
 def linear_with_branch(
     x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, act: Sequence[Tensor], act_key: str
 ) -> Tensor:
     """y [.., N] = x Wᵀ + b + σ(h) Uᵀ."""
-    t = _program(h, act_key).forward(rows_of(h), *_widen(act, h.dtype)).to(x.dtype)
+    t = _cast(_program(h, act_key).forward(rows_of(h), *_widen(act, h.dtype)), x.dtype)
     # The same call as the plain layer's, then an accumulation: with U = 0 the result is the plain layer's bit for bit.
     y = F.linear(x, weight, bias).contiguous()
     y.view(-1, y.shape[-1]).addmm_(t, up.t())
@@ -105,43 +110,37 @@ def backward(
     act_key: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    """One gradient for each input, by PyTorch operators; an empty tensor where `needs` says no."""
-    dx, *rest = site_gradients(rows_of(dy), rows_of(x), rows_of(h), weight, down, up, act, act_key, needs)
-    return present([None if dx is None else dx.view(x.shape), *rest], dy)
+    """One gradient for each operand in the flat order, by PyTorch operators; an empty tensor where `needs` says no."""
+    operands = Operands.of_linear(x, weight, None, down, None, up, act, act_key)
+    return present(gradients(dy, h, operands, Operands.from_flat(needs, 1)), dy)
 
 
-def site_gradients(
-    dy: Tensor,
-    x: Tensor,
-    h: Tensor,
-    weight: Tensor,
-    down: Tensor,
-    up: Tensor,
-    act: Sequence[Tensor],
-    act_key: str,
-    needs: Sequence[bool],
-    dx: Tensor | None = None,
-) -> list[Tensor | None]:
-    """The gradients of x, W, b, D, d, U and σ's tensors from rows dy [S, N], x [S, K], h [S, r]; None where not needed.
+def gradients(
+    dy: Tensor, h: Tensor, operands: Operands[Tensor], needs: Operands[bool], dx: Tensor | None = None
+) -> Operands[Tensor | None]:
+    """The gradients of one site from dy [.., N], x [.., K], h [.., r], in these shapes; None where not needed.
 
-    A `dx` that is given has this site's added to it, in place.
+    A `dx` that is there has this site's added to it, in place.
     """
-    need_x, need_weight, need_bias, need_down, need_down_bias, need_up, *need_act = needs
-    t, dh, *dact = _program(h, act_key).backward(h, *_widen(act, h.dtype), (dy @ up).to(h.dtype))
-    t, dh = t.to(x.dtype), dh.to(x.dtype)
-    if need_x:
-        dx = (dy @ weight if dx is None else dx.addmm_(dy, weight)).addmm_(dh, down)
-    buffers = [None] * (len(act) - len(dact))
-    return [
-        dx,
-        dy.t() @ x if need_weight else None,
-        dy.sum(0) if need_bias else None,
-        dh.t() @ x if need_down else None,
-        dh.sum(0) if need_down_bias else None,
-        dy.t() @ t if need_up else None,
-        *(g.to(p.dtype) if need else None for g, p, need in zip(dact, act, need_act, strict=False)),
-        *buffers,
-    ]
+    x, (site,), (need,) = rows_of(operands.x), operands.sites, needs.sites
+    dy, h = rows_of(dy), rows_of(h)
+    t, dh, *d_act = _program(h, operands.key).backward(h, *_widen(site.act, h.dtype), _cast(dy @ site.up, h.dtype))
+    t, dh = _cast(t, x.dtype), _cast(dh, x.dtype)
+    if needs.x:
+        sum_of_sites = dy @ site.weight if dx is None else rows_of(dx).addmm_(dy, site.weight)
+        dx = sum_of_sites.addmm_(dh, site.down).view(operands.x.shape)
+    triples = zip(d_act, site.act, need.act, strict=False)  # buffers, which have no gradient, are the last of `act`
+    d_parameters = [_cast(gradient, tensor.dtype) if wanted else None for gradient, tensor, wanted in triples]
+    buffers = [None] * (len(site.act) - len(d_act))
+    of_site: SiteOperands[Tensor | None] = SiteOperands(
+        weight=dy.t() @ x if need.weight else None,
+        bias=dy.sum(0) if need.bias else None,
+        down=dh.t() @ x if need.down else None,
+        down_bias=dh.sum(0) if need.down_bias else None,
+        up=dy.t() @ t if need.up else None,
+        act=(*d_parameters, *buffers),
+    )
+    return Operands(dx, (of_site,))
 
 
 def rows_of(tensor: Tensor) -> Tensor:
@@ -149,9 +148,9 @@ def rows_of(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def present(gradients: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
-    """The gradients with an empty tensor for each None, for which an operator's list of results has no place."""
-    return [like.new_empty(0) if gradient is None else gradient for gradient in gradients]
+def present(gradients: Operands[Tensor | None], like: Tensor) -> list[Tensor]:
+    """The gradients in the flat order, with an empty tensor for each None: an operator's results cannot be absent."""
+    return [like.new_empty(0) if gradient is None else gradient for gradient in gradients.flat()]
 
 
 # Written in PyTorch operators, so right on every device.
@@ -174,11 +173,15 @@ def _forward_fake(x, weight, bias, down, down_bias, up, act, act_key):
 
 @torch.library.register_fake("noble_fx::linear_backward", lib=library)
 def _backward_fake(dy, x, h, weight, down, up, act, act_key, needs):
-    like = [x, weight, None, down, None, up, *act]
-    vectors = {2: dy.shape[-1], 4: h.shape[-1]}
+    bias, down_bias = dy.new_empty(dy.shape[-1]), dy.new_empty(h.shape[-1])
+    return empty_gradients(Operands.of_linear(x, weight, bias, down, down_bias, up, act), needs)
+
+
+def empty_gradients(operands: Operands[Tensor], needs: Sequence[bool]) -> list[Tensor]:
+    """Tensors of the shapes that gradients in the flat order have, without values."""
     return [
-        dy.new_empty(0) if not need else dy.new_empty(vectors[i]) if tensor is None else tensor.new_empty(tensor.shape)
-        for i, (need, tensor) in enumerate(zip(needs, like, strict=True))
+        tensor.new_empty(tensor.shape if need else 0)  # type: ignore[union-attr]  # biases are there
+        for tensor, need in zip(operands.flat(), needs, strict=True)
     ]
 
 

@@ -11,67 +11,43 @@ The sites share x, the rank and the structure of σ, not their parameters; N may
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from noble_fx.ops.autograd import Recomputed, autocast_rule, autograd_rule, places
+from noble_fx.ops.autograd import Recomputed, autocast_rule, autograd_rule
 from noble_fx.ops.linear import (
     bottleneck,
     eager_linear,
+    empty_gradients,
+    gradients,
     linear_with_branch,
     present,
-    rows_of,
-    site_gradients,
     wide_dtype,
 )
+from noble_fx.ops.operands import Operands
 from noble_fx.schema import library
 
 _ops = torch.ops.noble_fx
 
 
-def by_site(*fields: Any, act: Sequence[Tensor]) -> Iterator[Any]:
-    """The tensors of each site, σ's as the last; None for those of a field that is empty, a bias."""
-    count = len(fields[0])
-    each = len(act) // count
-    acts = [act[i * each : (i + 1) * each] for i in range(count)]
-    return zip(*(field if len(field) else [None] * count for field in fields), acts, strict=True)
-
-
-def eager_linear_group(
-    x: Tensor,
-    weight: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    down: Sequence[Tensor],
-    down_bias: Sequence[Tensor],
-    up: Sequence[Tensor],
-    act: Sequence[Tensor],
-    act_key: str,
-) -> list[Tensor]:
+def eager_linear_group(*arguments: Any) -> list[Tensor]:
     """The operator in ordinary differentiable PyTorch operators: its double backward, and its decomposition."""
-    sites = by_site(weight, bias, down, down_bias, up, act=act)
-    return [eager_linear(x, w, b, d, d_bias, u, sigma, act_key) for w, b, d, d_bias, u, sigma in sites]
+    return [eager_linear(*alone.linear_args()) for alone in Operands.of_group(*arguments).split()]
 
 
-def _forward(
-    x: Tensor,
-    weight: Sequence[Tensor],
-    bias: Sequence[Tensor],
-    down: Sequence[Tensor],
-    down_bias: Sequence[Tensor],
-    up: Sequence[Tensor],
-    act: Sequence[Tensor],
-    act_key: str,
-) -> tuple[list[Tensor], Tensor]:
-    h = torch.stack([bottleneck(x, d, d_bias) for d, d_bias, _ in by_site(down, down_bias, act=act)])
-    sites = by_site(h, weight, bias, up, act=act)
-    return [linear_with_branch(x, h_i, w, b, u, sigma, act_key) for h_i, w, b, u, sigma in sites], h
+def _forward(*arguments: Any) -> tuple[list[Tensor], Tensor]:
+    operands: Operands[Tensor] = Operands.of_group(*arguments)
+    x, key = operands.x, operands.key
+    h = torch.stack([bottleneck(x, site.down, site.down_bias) for site in operands.sites])
+    pairs = zip(h, operands.sites, strict=True)
+    return [linear_with_branch(x, h_i, site.weight, site.bias, site.up, site.act, key) for h_i, site in pairs], h
 
 
-def _linear_group(*inputs: Any) -> list[Tensor]:
-    return _forward(*inputs)[0]
+def _linear_group(*arguments: Any) -> list[Tensor]:
+    return _forward(*arguments)[0]
 
 
 def _backward(
@@ -85,16 +61,13 @@ def _backward(
     act_key: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    rows, dx, count = rows_of(x), None, len(weight)
-    found: list[Tensor | None] = [None] * len(needs)
-    for i, (dy_i, h_i, w, d, u, sigma) in enumerate(by_site(dy, h, weight, down, up, act=act)):
-        own = places([i], count, len(needs))
-        asked = [needs[place] for place in own]
-        dx, *rest = site_gradients(rows_of(dy_i), rows, rows_of(h_i), w, d, u, sigma, act_key, asked, dx)
-        for place, gradient in zip(own[1:], rest, strict=True):
-            found[place] = gradient
-    found[0] = None if dx is None else dx.view(x.shape)
-    return present(found, x)
+    operands = Operands.of_group(x, weight, [], down, [], up, act, act_key)
+    wanted = Operands.from_flat(needs, len(weight))
+    dx, of_sites = None, []
+    for dy_i, h_i, alone, alone_wanted in zip(dy, h, operands.split(), wanted.split(), strict=True):
+        of_sites.append(gradients(dy_i, h_i, alone, alone_wanted, dx))
+        dx = of_sites[-1].x  # the sum so far
+    return present(Operands(dx, Operands.join(of_sites).sites), x)
 
 
 # Written in PyTorch operators, so right on every device.
@@ -105,7 +78,7 @@ library.impl("linear_group_backward", _backward, "CompositeExplicitAutograd")
 
 @torch.library.register_fake("noble_fx::linear_group", lib=library)
 def _linear_group_fake(x, weight, bias, down, down_bias, up, act, act_key):
-    return [x.new_empty((*x.shape[:-1], one.shape[0])) for one in weight]
+    return [x.new_empty((*x.shape[:-1], matrix.shape[0])) for matrix in weight]
 
 
 @torch.library.register_fake("noble_fx::linear_group_forward", lib=library)
@@ -116,9 +89,8 @@ def _forward_fake(x, weight, bias, down, down_bias, up, act, act_key):
 
 @torch.library.register_fake("noble_fx::linear_group_backward", lib=library)
 def _backward_fake(dy, x, h, weight, down, up, act, act_key, needs):
-    biases, down_biases = ([one.new_empty(one.shape[0]) for one in several] for several in (weight, down))
-    like = [x, *weight, *biases, *down, *down_biases, *up, *act]
-    return [one.new_empty(one.shape if need else 0) for one, need in zip(like, needs, strict=True)]
+    bias, down_bias = ([matrix.new_empty(matrix.shape[0]) for matrix in matrices] for matrices in (weight, down))
+    return empty_gradients(Operands.of_group(x, weight, bias, down, down_bias, up, act), needs)
 
 
 _GROUP = Recomputed(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import fx
@@ -35,6 +36,7 @@ class SiteOperands(NamedTuple, Generic[T]):
 
 
 _FIELDS = len(SiteOperands._fields) - 1  # all but σ's, of which a site has any number
+_ACT = 1 + _FIELDS  # where they begin in the flat order of one site
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,9 @@ class Operands(Generic[T]):
         key: str = "",
     ) -> Operands[T]:
         """From the arguments of `noble_fx::linear_group`; σ's tensors are dealt out evenly."""
-        absent, acts = [None] * len(weight), _dealt(act, len(weight))
-        fields = zip(weight, bias or absent, down, down_bias or absent, up, acts, strict=True)
-        return cls(x, tuple(SiteOperands(*site) for site in fields), key)
+        absent: list[Any] = [None] * len(weight)
+        fields = zip(weight, bias or absent, down, down_bias or absent, up, _dealt(act, len(weight)), strict=True)
+        return cls(x, tuple(map(SiteOperands._make, fields)), key)
 
     @classmethod
     def of_node(cls, node: fx.Node) -> Operands[Any]:
@@ -80,20 +82,22 @@ class Operands(Generic[T]):
     @classmethod
     def from_flat(cls, flat: Sequence[T], count: int, key: str = "") -> Operands[T]:
         """From the flat order of `count` sites; the inverse of `flat`."""
+        if count == 1:  # the path of every layer that is called by itself
+            return cls(flat[0], (SiteOperands._make((*flat[1:_ACT], tuple(flat[_ACT:]))),), key)
         at = 1 + _FIELDS * count
-        fields = (flat[start : start + count] for start in range(1, at, count))
-        return cls(flat[0], tuple(map(SiteOperands, *fields, _dealt(flat[at:], count))), key)
+        fields = [flat[start : start + count] for start in range(1, at, count)]
+        return cls(flat[0], tuple(map(SiteOperands._make, zip(*fields, _dealt(flat[at:], count), strict=True))), key)
 
     # --- write -----------------------------------------------------------------------------------------------------
 
     def flat(self) -> list[T | None]:
         """Every operand, in the flat order."""
-        fields = zip(*(site[:_FIELDS] for site in self.sites), strict=True)
-        return [self.x, *(operand for field in fields for operand in field), *self.act()]
+        *fields, acts = zip(*self.sites, strict=True)
+        return [self.x, *chain.from_iterable(fields), *chain.from_iterable(acts)]
 
     def act(self) -> list[T]:
         """σ's tensors of the first site, then those of the next."""
-        return [operand for site in self.sites for operand in site.act]
+        return list(chain.from_iterable(site.act for site in self.sites))
 
     def linear_args(self) -> tuple[Any, ...]:
         """The arguments of `noble_fx::linear`, for one site."""
@@ -102,11 +106,11 @@ class Operands(Generic[T]):
 
     def group_args(self) -> tuple[Any, ...]:
         """The arguments of `noble_fx::linear_group`; raises `ValueError` where only some of the sites have a bias."""
-        fields = [list(field) for field in zip(*(site[:_FIELDS] for site in self.sites), strict=True)]
+        *fields, acts = zip(*self.sites, strict=True)
         present = [[operand for operand in field if operand is not None] for field in fields]
-        if any(len(field) not in (0, len(self.sites)) for field in present):
+        if any(field and len(field) < len(self.sites) for field in present):
             raise ValueError("a group is all with a bias or all without")
-        return (self.x, *present, self.act(), self.key)
+        return (self.x, *present, list(chain.from_iterable(acts)), self.key)
 
     @property
     def target(self) -> Any:

@@ -1,8 +1,8 @@
-"""Which of several right ways to run a layer is fastest here: measured once, on the whole layer, then remembered.
+"""Which of several variants of a layer, all right, is fastest here: measured once, on the whole layer, then remembered.
 
 A generated product that adds the branch to its own accumulator saves a pass over y; the vendor's GEMM is a few percent
 faster at the product itself. Which wins depends on the shape and the GPU, and a product measured alone does not tell:
-caches, launches and the other kernels count. So each way is run whole, in turns, and the median decides.
+caches, launches and the other kernels count. So each variant is run whole, in turns, and the median decides.
 
 The answer is kept in this process and in `<cache>/choices/`, one small JSON file for each question, written atomically;
 a file that does not read as an answer to the question is ignored and written again. Nothing is measured inside a CUDA
@@ -26,39 +26,42 @@ from noble_fx.codegen.cache import cache_folder
 from noble_fx.errors import KernelError
 from noble_fx.files import write_atomically
 
-Way = tuple[str, ...]
+Variant = tuple[str, ...]
 WARM_UP, ROUNDS = 3, 20
+_FORMAT = 2  # of the files: raise it when what they hold changes; those of another format are left alone
 
 _log = logging.getLogger(__name__)
-_known: dict[str, Way] = {}
+_answers: dict[str, Variant] = {}
 
 
-def choose(question: str, ways: Sequence[Way], default: Way, run: Callable[[Way], object], device: torch.device) -> Way:
-    """The fastest of `ways`, or `default` where nothing may be measured; `run(way)` does the whole work once."""
-    if len(ways) == 1:
-        return ways[0]
-    if question in _known:
-        return _known[question]
+def choose(
+    question: str, variants: Sequence[Variant], default: Variant, run: Callable[[Variant], object], device: torch.device
+) -> Variant:
+    """The fastest variant, or `default` where nothing may be measured; `run(variant)` does the whole work once."""
+    if len(variants) == 1:
+        return variants[0]
+    if question in _answers:
+        return _answers[question]
     if not may_measure():
         return default  # not remembered: a later call may measure
     file = _file(question)
-    way = _read(file, question, ways)
-    if way is None:
-        times = measure(ways, run, device)
-        way = min(times, key=times.__getitem__)
-        _write(file, question, way, times)
-    _known[question] = way
-    return way
+    variant = _read(file, question, variants)
+    if variant is None:
+        times = measure(variants, run, device)
+        variant = min(times, key=times.__getitem__)
+        _write(file, question, variant, times)
+    _answers[question] = variant
+    return variant
 
 
-def answers() -> dict[str, Way]:
+def answers() -> dict[str, Variant]:
     """Every question that this process has an answer to."""
-    return dict(_known)
+    return dict(_answers)
 
 
 def forget() -> None:
     """Forget what this process knows; the files stay."""
-    _known.clear()
+    _answers.clear()
 
 
 def may_measure() -> bool:
@@ -68,29 +71,31 @@ def may_measure() -> bool:
     return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
-def measure(ways: Sequence[Way], run: Callable[[Way], object], device: torch.device) -> dict[Way, float]:
-    """Median milliseconds of each way, in turns, so that a clock that drifts drifts for all.
+def measure(
+    variants: Sequence[Variant], run: Callable[[Variant], object], device: torch.device
+) -> dict[Variant, float]:
+    """Median milliseconds of each variant, in turns, so that a clock that drifts drifts for all.
 
-    A way that the GPU or the compiler refuses is left out; `KernelError` where that leaves none.
+    A variant that the GPU or the compiler refuses is left out; `KernelError` where that leaves none.
     """
-    times: dict[Way, list[float]] = {}
+    times: dict[Variant, list[float]] = {}
     refused: KernelError | None = None
-    for way in ways:
+    for variant in variants:
         try:
             for _ in range(WARM_UP):  # compiles, too
-                run(way)
-            times[way] = []
+                run(variant)
+            times[variant] = []
         except KernelError as reason:
             refused = reason
     if not times and refused is not None:
         raise refused
     for _ in range(ROUNDS):
-        for way in times:
-            times[way].append(_once(lambda way=way: run(way), device))  # type: ignore[misc]
-    return {way: statistics.median(found) for way, found in times.items()}
+        for variant in times:
+            times[variant].append(_milliseconds(lambda variant=variant: run(variant), device))  # type: ignore[misc]
+    return {variant: statistics.median(spent) for variant, spent in times.items()}
 
 
-def _once(call: Callable[[], object], device: torch.device) -> float:
+def _milliseconds(call: Callable[[], object], device: torch.device) -> float:
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -105,21 +110,22 @@ def _once(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _file(question: str) -> Path:
-    return cache_folder() / "choices" / f"{hashlib.sha256(question.encode('utf-8')).hexdigest()[:24]}.json"
+    name = hashlib.sha256(f"{_FORMAT} {question}".encode()).hexdigest()[:24]
+    return cache_folder() / "choices" / f"{name}.json"
 
 
-def _read(file: Path, question: str, ways: Sequence[Way]) -> Way | None:
+def _read(file: Path, question: str, variants: Sequence[Variant]) -> Variant | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        way = tuple(found["way"])
-        return way if found["question"] == question and way in ways else None
+        answer = json.loads(file.read_text(encoding="utf-8"))
+        variant = tuple(answer["variant"])
+        return variant if answer["question"] == question and variant in variants else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _write(file: Path, question: str, way: Way, times: dict[Way, float]) -> None:
-    shown = [{"way": list(one), "milliseconds": spent} for one, spent in times.items()]
-    answer = {"question": question, "way": list(way), "times": shown}
+def _write(file: Path, question: str, variant: Variant, times: dict[Variant, float]) -> None:
+    milliseconds = [{"variant": list(each), "milliseconds": spent} for each, spent in times.items()]
+    answer = {"question": question, "variant": list(variant), "times": milliseconds}
     try:
         write_atomically(file, (json.dumps(answer, indent=2, ensure_ascii=False) + "\n").encode("utf-8"))
     except OSError as problem:

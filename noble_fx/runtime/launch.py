@@ -24,7 +24,7 @@ from noble_fx.runtime.load import load_kernel
 def launch(plan: Plan, kernel: Kernel, rows: int, tensors: Mapping[str, Tensor], **numbers: int) -> None:
     """Run `kernel` over `rows` rows, on the current stream of the tensors' device; does nothing for no rows.
 
-    Raises `KernelError` for an argument that nothing is given for, and for a kernel that cannot run there.
+    Raises `KernelError` for an argument that nothing is bound to, and for a kernel that cannot run there.
     """
     if not rows:
         return
@@ -32,7 +32,10 @@ def launch(plan: Plan, kernel: Kernel, rows: int, tensors: Mapping[str, Tensor],
     arguments = [_value(argument.name, kernel, tensors, {"rows": rows, **numbers}) for argument in kernel.arguments]
     options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "enable_fp_fusion": FP_FUSION}
     # Triton launches on the current device, which need not be the tensors'.
-    with torch.cuda.device_of(next(one for one in arguments if isinstance(one, Tensor))), _refusals(kernel):
+    with (
+        torch.cuda.device_of(next(argument for argument in arguments if isinstance(argument, Tensor))),
+        _refusals(kernel),
+    ):
         function[(kernel.programs(rows),)](*arguments, **options)
 
 

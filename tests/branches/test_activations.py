@@ -1,16 +1,9 @@
-import functools
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
 
 from noble_fx import PRESETS, ConfigError, activation_names, register_activation
 from noble_fx.branches.activations import _USER, build_activation
-from noble_fx.branches.keys import activation_key, template
-from noble_fx.branches.trace import activation_program
 
 EVERY = [
     "identity relu leaky_relu gelu silu tanh cos cosnet cosnet_double swiglu swiglu_net silu_shift",
@@ -110,76 +103,3 @@ def test_registration_refuses(name, factory, message, clean_registry):
 def test_a_factory_that_does_not_fit_is_refused(factory, message):
     with pytest.raises(ConfigError, match=message):
         build_activation(factory, 4, PRESETS["paper"])
-
-
-def test_keys_are_equal_for_equal_structures_only():
-    def key(name: str, rank: int = 4, preset: str = "paper") -> str:
-        return activation_key(build_activation(name, rank, PRESETS[preset]), name)
-
-    assert key("cosnet") == key("cosnet")
-    assert len({key("cosnet"), key("cosnet", preset="reference"), key("cosnet", rank=5), key("cos")}) == 4
-
-
-def test_a_class_defined_again_under_its_name_gets_its_own_key():
-    def define(sign: float) -> type[nn.Module]:
-        class Act(nn.Module):
-            def forward(self, h):
-                return sign * h
-
-        return Act
-
-    first, second = define(1.0)(), define(-1.0)()
-    keys = activation_key(first, "act"), activation_key(second, "act")
-    assert keys[0] != keys[1]
-    assert type(template(keys[0])) is type(first)
-    assert type(template(keys[1])) is type(second)
-
-
-def test_an_unknown_key_says_so():
-    with pytest.raises(ConfigError, match="not known in this process"):
-        template("nothing-000")
-
-
-class Function(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, h):
-        return self.function(h)
-
-
-def power(exponent):
-    return lambda h: h**exponent
-
-
-def test_activations_that_hold_functions_are_told_apart_by_what_these_do():
-    functions = [torch.sin, torch.cos, lambda h: h + 1, lambda h: h + 2, power(2), power(3), nn.functional.gelu]
-    functions += [functools.partial(nn.functional.gelu, approximate="tanh"), functools.partial(nn.functional.gelu)]
-    keys = [activation_key(Function(one), "mine") for one in functions]
-    assert len(set(keys)) == len(functions)
-    assert keys == [activation_key(Function(one), "mine") for one in functions]
-    assert activation_key(Function(power(2)), "mine") == keys[4]
-    h = torch.randn(3, 4)
-    for key, function in zip(keys, functions, strict=True):
-        torch.testing.assert_close(activation_program(key, 4, torch.float32).forward(h), function(h))
-
-
-def test_the_key_of_a_function_is_the_same_in_every_process():
-    code = (
-        "import torch; from noble_fx.branches.keys import activation_key\n"
-        "class F(torch.nn.Module):\n"
-        "    def __init__(self, f): super().__init__(); self.f = f\n"
-        "print(activation_key(F(lambda h: (lambda a: a * 2)(h) + {1, 2}.pop()), 'mine'))"
-    )
-    found = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(found) == 1

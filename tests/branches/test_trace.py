@@ -13,7 +13,7 @@ RANK = 5
 
 
 def key_of(act: nn.Module) -> str:
-    return activation_key(act, "test")
+    return activation_key(act, "test", RANK)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
@@ -60,6 +60,19 @@ class HiddenTensor(nn.Module):
         return h * self.hidden[0]
 
 
+class Flagged(nn.Module):
+    def forward(self, h):
+        return 2 * h if self.training else h
+
+
+class Counting(nn.Module):
+    calls = 0
+
+    def forward(self, h):
+        self.calls += 1
+        return self.calls * h
+
+
 class Lambda(nn.Module):
     def __init__(self, fn):
         super().__init__()
@@ -77,13 +90,15 @@ class Lambda(nn.Module):
         (InPlace(), "changes a tensor in place"),
         (DataDependent(), "while tracing"),
         (HiddenTensor(), "neither a parameter nor a buffer"),
+        (Flagged(), "something else in train mode than in eval mode"),
+        (Counting(), "something else each time"),
         (Lambda(lambda h: h - h.mean(0)), "mixes rows"),
         (Lambda(lambda h: h.cumsum(-2)), "mixes rows"),
     ],
-    ids=["dropout", "rrelu", "in place", "data", "hidden", "mean over rows", "cumsum over rows"],
+    ids=["dropout", "rrelu", "in place", "data", "hidden", "modes", "state", "mean over rows", "cumsum over rows"],
 )
 def test_refused_with_the_reason(act, reason):
-    assert reason in why_untraceable(key_of(act), RANK)
+    assert reason in why_untraceable(key_of(act), RANK).reason
 
 
 def test_a_trace_does_not_see_the_callers_state():

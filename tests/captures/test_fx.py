@@ -48,19 +48,6 @@ def test_a_layer_inside_a_leaf_or_never_called_declines():
         noble_fx.transform(encoder, rank=4, capture="fx")
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: torch.compile(tiny()), "already compiled; transform the plain model"),
-        (lambda: torch.jit.script(nn.Linear(8, 8)), "ScriptModule"),
-        (lambda: "model", "takes an nn.Module, not str"),
-    ],
-)
-def test_what_is_no_plain_module_is_refused(make, message):
-    with pytest.raises(CaptureError, match=message):
-        noble_fx.transform(make(), rank=4)
-
-
 def test_the_captured_model_is_the_models_own_tree():
     model = tiny()
     model.config = {"name": "tiny"}

@@ -1,7 +1,7 @@
 """The generated kernels on a GPU, against the eager branch in float64. Without a GPU every test here is skipped.
 
-What they compute is also tested without one, under Triton's interpreter (`tests/runtime/test_cuda_operator.py`), and
-that they compile, for GPUs that are not there (`tests/codegen/test_resources.py`). Here are the things that only a GPU
+What they compute is also tested without one, under Triton's interpreter (`tests/ops/test_cuda.py`), and that they
+compile, for GPUs that are not there (`tests/codegen/report/test_resources.py`). Here are the things that only a GPU
 shows: the compiled code's numbers, streams, CUDA graphs, torch.compile, and measuring.
 """
 
@@ -16,12 +16,12 @@ from noble_fx import NobleLinear, schema
 from noble_fx.ops import cuda
 from noble_fx.runtime import autotune, layer_kernels
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.fused_layer import check, check_group, exact_of, given, layer_of, near, strided, take
+from tests.fused_layer import arguments, check, check_group, exact_of, layer_of, near, strided, take
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here: these tests were not run")
 
-WAYS = [(product, weights) for product in (KERNEL, VENDOR) for weights in (VENDOR, KERNEL)]
+VARIANTS = [(product, weights) for product in (KERNEL, VENDOR) for weights in (VENDOR, KERNEL)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -57,11 +57,11 @@ def rows(count: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     return torch.randn(count, width, device="cuda").to(dtype)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rank", [1, 12, 16, 64, 100, 128, 200, 256])
-def test_ranks_dtypes_and_ways(monkeypatch, rank, dtype, way, launched):
-    take(monkeypatch, way)
+def test_ranks_dtypes_and_variants(monkeypatch, rank, dtype, variant, launched):
+    take(monkeypatch, variant)
     check(on_gpu(dtype, in_features=384, out_features=272, rank=rank), rows(1000, 384, dtype), scale=2)
     assert "bottleneck_forward" in launched
 
@@ -72,12 +72,12 @@ def test_activations(act, dtype):
     check(on_gpu(dtype, act=act), rows(300, 256, dtype), scale=2)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     "shape", [(1, 32, 48), (127, 1000, 999), (129, 96, 2049), (4097, 768, 3072), (16_384, 1024, 1024)]
 )
-def test_sizes_that_are_no_multiples_of_tiles(monkeypatch, shape, way):
-    take(monkeypatch, way)
+def test_sizes_that_are_no_multiples_of_tiles(monkeypatch, shape, variant):
+    take(monkeypatch, variant)
     count, inputs, outputs = shape
     check(on_gpu(in_features=inputs, out_features=outputs, rank=16), rows(count, inputs), scale=2)
 
@@ -93,18 +93,18 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", list(INPUTS))
-def test_inputs_of_any_layout(monkeypatch, name, way):
-    take(monkeypatch, way)
+def test_inputs_of_any_layout(monkeypatch, name, variant):
+    take(monkeypatch, variant)
     check(on_gpu(torch.float32), INPUTS[name]())
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("outputs", [(256, 64, 64), (512, 512)])
 @pytest.mark.parametrize("rank", [16, 64, 200])
-def test_groups(monkeypatch, rank, outputs, way, launched):
-    take(monkeypatch, way)
+def test_groups(monkeypatch, rank, outputs, variant, launched):
+    take(monkeypatch, variant)
     layers = [on_gpu(out_features=columns, rank=rank, in_features=320) for columns in outputs]
     check_group(layers, rows(700, 320), range(len(outputs)), scale=2)
     assert launched
@@ -112,10 +112,10 @@ def test_groups(monkeypatch, rank, outputs, way, launched):
 
 def test_tf32_is_used_where_pytorch_is_told_to(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
-    take(monkeypatch, WAYS[0])
+    take(monkeypatch, VARIANTS[0])
     layer = on_gpu(torch.float32)
     x = rows(300, 256, torch.float32)
-    *tensors, act, key = given(layer, x)
+    *tensors, act, key = arguments(layer, x)
     kernels = cuda.kernels_for([*tensors, *act], 1, key, True, True)
     assert kernels is not None
     assert kernels.plan.precision == "tf32"
@@ -155,9 +155,9 @@ def test_offsets_beyond_two_to_the_31():
         near("y", layer(x)[-300:], exact_of(layer)(x[-300:].double()), scale=2)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_two_runs_are_the_same_bits(monkeypatch, way):
-    take(monkeypatch, way)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_runs_are_the_same_bits(monkeypatch, variant):
+    take(monkeypatch, variant)
     layer, x, dy = on_gpu(), rows(3000, 256), rows(3000, 320)
     inputs = [x.requires_grad_(), *layer.parameters()]
     runs = [[layer(x), *torch.autograd.grad(layer(x), inputs, dy)] for _ in range(3)]
@@ -244,7 +244,7 @@ def test_compiled(backend, mode, launched):
 
 def test_opcheck():
     layer = on_gpu(torch.float32, in_features=48, out_features=40, rank=8)
-    torch.library.opcheck(schema.LINEAR, given(layer, rows(30, 48, torch.float32).requires_grad_()))
+    torch.library.opcheck(schema.LINEAR, arguments(layer, rows(30, 48, torch.float32).requires_grad_()))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

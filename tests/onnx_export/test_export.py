@@ -197,7 +197,7 @@ def test_attention_with_raw_parameters(capture, tmp_path):
 def test_a_plain_model_and_a_linear_branch(tmp_path):
     report = noble_fx.export_onnx(tiny(layers=1), (tokens(),), tmp_path / "plain.onnx")
     assert report.passes == {}
-    model = loud(noble_fx.transform(tiny(layers=1), rank=4, act="identity"))
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4, act="identity", capture="fx"))
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx")
     assert report.passes == {"split_group": 2, "merge_branch": 6}
     assert report.size < 1.05 * (tmp_path / "plain.onnx").stat().st_size + 4000
@@ -260,20 +260,24 @@ def test_a_full_disk_leaves_nothing(tmp_path):
 def test_refusals_leave_nothing(tmp_path, monkeypatch):
     model, path = noble_fx.transform(tiny(layers=1), rank=4), tmp_path / "m.onnx"
     refuse("needs example inputs", model, (), path)
-    refuse("dtype=torch.int8 cannot be exported; use one of float64", model, (tokens(),), path, dtype=torch.int8)
     refuse("opset=9 cannot be written; use 18 to", model, (tokens(),), path, opset=9)
-    refuse("verify='maybe' is unknown", model, (tokens(),), path, verify="maybe")
-    refuse("join='some' is unknown; use 'up', 'down' or False", model, (tokens(),), path, join="some")
     refuse("the model cannot be exported", WithOptional(), (torch.ones(2, 3, 4),), path)
-    refuse("already compiled", torch.compile(model), (tokens(),), path)
-    with torch.device("meta"):
-        refuse("meta device and has no values", tiny(layers=1), (tokens(),), path)
-    monkeypatch.setattr("noble_fx.onnx_export.verify._difference", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr("noble_fx.onnx_export.verify.difference", lambda *_: (1.0, 1.0))
     refuse(r"differs from PyTorch by 1.00e\+00 .allowed: 0.0001.*was not written", model, (tokens(),), path)
-    monkeypatch.setattr("noble_fx.onnx_export.verify._difference", lambda *_: (float("nan"), 1.0))
+    monkeypatch.setattr("noble_fx.onnx_export.verify.difference", lambda *_: (float("nan"), 1.0))
     refuse("differs from PyTorch by nan", model, (tokens(),), path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_in_the_way_stays(tmp_path):
+    model, path = noble_fx.transform(tiny(layers=1), rank=4), tmp_path / "m.onnx"
     path.write_text("mine")
     refuse("exists; remove it", model, (tokens(),), path)
-    assert path.read_text() == "mine"
     refuse("cannot write beside", model, (tokens(),), path / "below.onnx")
+    refuse("cannot write beside '.*b.onnx': embedded null byte", model, (tokens(),), "a\0b.onnx")
+    assert path.read_text() == "mine"
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "figures.txt").write_text("mine")
+    refuse("results is a folder; pass the path of the file in it", model, (tokens(),), folder, overwrite=True)
+    assert (folder / "figures.txt").read_text() == "mine"

@@ -3,12 +3,14 @@
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 from torch.nn import functional as F
 
 import noble_fx
 from noble_fx import ExportError
 from noble_fx.onnx_export import model_file
+from noble_fx.onnx_export.open_session import MissingKernel
 from noble_fx.runtime import OnnxModel
 from tests.models import loud, tiny, tokens
 
@@ -37,6 +39,72 @@ def test_tied_weights_are_stored_once(functions, tmp_path):
     )
 
 
+class Masked(nn.Module):
+    """Two layers, each with a mask of its own, as GPT-2 has them: equal, and larger than the weights."""
+
+    def __init__(self, transpose):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(2))
+        for layer in self.layers:
+            mask = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).sign()
+            layer.register_buffer("mask", mask.t() if transpose else mask)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x) @ layer.mask
+        return x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_equal_weights_of_two_names_are_stored_once(dtype, transpose, tmp_path):
+    model = noble_fx.transform(Masked(transpose), rank=2, select="all", capture="modules")
+    noble_fx.export_onnx(model, (torch.randn(3, 64),), tmp_path / "m.onnx", dtype=dtype)
+    large = [tensor.name for tensor in onnx.load(tmp_path / "m.onnx").graph.initializer if 64 in tensor.dims]
+    assert sum("mask" in name for name in large) == 1, large
+
+
+class ReturnsWeight(nn.Module):
+    """Returns a weight beside its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(48, 48, bias=False)
+        self.register_buffer("twin", self.linear.weight.detach().clone())
+
+    def forward(self, x):
+        return self.linear(x) @ self.twin, self.linear.weight, self.twin
+
+
+def test_weights_that_are_returned_keep_their_names(tmp_path):
+    model = ReturnsWeight()
+    report = noble_fx.export_onnx(model, (torch.randn(3, 48),), tmp_path / "m.onnx")
+    assert list(report.outputs)[1:] == ["linear.weight", "twin"]
+    _, weight, twin = OnnxModel(report.path)(torch.randn(2, 48))
+    assert torch.equal(weight, model.linear.weight)
+    assert torch.equal(twin, model.twin)
+
+
+class Flipped(nn.Module):
+    """A weight that lies transposed in memory, and a convolution's in channels last."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(40, 30).t())
+        self.convolution = nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
+
+    def forward(self, x):
+        return self.convolution(x).mean((2, 3)) @ self.weight[:5] + self.weight.sum()
+
+
+def test_weights_lie_in_memory_as_they_like(tmp_path):
+    model = Flipped()
+    before = [parameter.stride() for parameter in model.parameters()]
+    report = noble_fx.export_onnx(model, (torch.randn(2, 3, 6, 6),), tmp_path / "m.onnx")
+    assert report.largest_error < 1e-4
+    assert [parameter.stride() for parameter in model.parameters()] == before
+
+
 def test_above_the_limit_the_weights_go_beside(tmp_path, monkeypatch):
     monkeypatch.setattr(model_file, "SINGLE_FILE_LIMIT", 10_000)
     model = loud(noble_fx.transform(tiny(width=32), rank=4))
@@ -52,25 +120,44 @@ def test_above_the_limit_the_weights_go_beside(tmp_path, monkeypatch):
         OnnxModel(tmp_path / "m.onnx")
 
 
-def test_nothing_of_this_machine_is_in_the_file(tmp_path):
-    model = noble_fx.transform(tiny(layers=1), rank=4)
-    for functions in (False, True):
-        noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", functions=functions, overwrite=True)
-        written = onnx.load(tmp_path / "m.onnx")
-        nodes = [*written.graph.node, *(node for f in written.functions for node in f.node)]
-        assert not any(node.metadata_props or node.doc_string for node in nodes)
-        raw = (tmp_path / "m.onnx").read_bytes()
-        assert b".py" not in raw
-        assert str(tmp_path).encode() not in raw
+class Conditional(nn.Module):
+    """Python's `if` as an operator, whose branches are graphs inside the graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: self.linear(x).cos(), lambda x: self.linear(x + 1).sin(), (x,))
 
 
-def test_dynamic_sizes_have_names(tmp_path):
+def test_graphs_inside_the_graph_are_tidied(tmp_path):
+    noble_fx.export_onnx(Conditional(), (torch.randn(3, 8),), tmp_path / "m.onnx")
+    (node,) = (node for node in onnx.load(tmp_path / "m.onnx").graph.node if node.op_type == "If")
+    for graph in (attribute.g for attribute in node.attribute):
+        for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+            assert not part.metadata_props, part
+            assert not part.doc_string, part
+    assert b".py" not in (tmp_path / "m.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("functions", [False, True])
+def test_nothing_of_this_machine_is_in_the_file(functions, tmp_path):
     model = noble_fx.transform(tiny(layers=1), rank=4)
-    noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx")
-    graph = onnx.load(tmp_path / "m.onnx").graph
-    sizes = [value.type.tensor_type.shape.dim for value in (graph.input[0], graph.output[0])]
-    shapes = [[dim.dim_param or dim.dim_value for dim in dims] for dims in sizes]
-    assert shapes == [["batch", "sequence"], ["batch", "sequence", 20]]
+    noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", functions=functions)
+    written = onnx.load(tmp_path / "m.onnx")
+    graph = written.graph
+    nodes = [*graph.node, *(node for f in written.functions for node in f.node)]
+    values = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    assert len(nodes) > 20
+    assert len(values) > 20
+    for part in (graph, *written.functions, *nodes, *values):
+        assert not part.metadata_props, part
+        assert not part.doc_string, part
+    raw = (tmp_path / "m.onnx").read_bytes()
+    assert b".py" not in raw
+    assert b"pkg." not in raw
+    assert str(tmp_path).encode() not in raw
 
 
 class Cosine(nn.Module):
@@ -84,40 +171,6 @@ class Cosine(nn.Module):
         return torch.cos(F.layer_norm(self.linear(x), (8,)))
 
 
-class Named(nn.Module):
-    """Returns what `wrap` makes of a few tensors."""
-
-    def __init__(self, wrap):
-        super().__init__()
-        self.linear, self.wrap = nn.Linear(4, 4), wrap
-
-    def forward(self, x):
-        return self.wrap(x, self.linear(x))
-
-
-@pytest.mark.parametrize(
-    ("wrap", "names"),
-    [
-        (lambda x, y: y, ["output"]),
-        (lambda x, y: (y, y + 1), ["output_0", "output_1"]),
-        (lambda x, y: {"logits": y, "states": [y + 1, y + 2]}, ["logits", "states_0", "states_1"]),
-        (lambda x, y: [{"a": y}, None, y + 1], ["output_0_a", "output_2"]),
-        (lambda x, y: {"x": y, "none": None}, ["x_out"]),  # x is the input's name
-        (lambda x, y: {"same": x, "y": y}, ["same", "y"]),
-        (lambda x, y: {"x": x, "y": y}, ["x_out", "y"]),
-        (lambda x, y: {"one": y, "other": y}, ["one", "other"]),
-    ],
-)
-def test_outputs_are_called_as_the_model_does(wrap, names, tmp_path):
-    model = loud(noble_fx.transform(Named(wrap), rank=2, select="all", capture="modules"))
-    report = noble_fx.export_onnx(model, (torch.randn(3, 4),), tmp_path / "m.onnx")
-    assert list(report.outputs) == OnnxModel(report.path).outputs == names
-    assert list(report.inputs) == ["x"]
-    assert report.largest_error < 1e-5
-    found = OnnxModel(report.path)(x=torch.randn(2, 4))
-    assert (1 if isinstance(found, torch.Tensor) else len(found)) == len(names)
-
-
 def test_a_type_that_the_opset_lacks_is_refused_with_the_remedy(tmp_path):
     model, x = noble_fx.transform(Cosine(), rank=2), torch.randn(3, 8)
     with pytest.raises(ExportError, match=r"Cos takes no bfloat16 in opset 20; pass opset=22, or dtype=torch.float16"):
@@ -127,5 +180,15 @@ def test_a_type_that_the_opset_lacks_is_refused_with_the_remedy(tmp_path):
     assert report.opset == 22
     assert report.largest_error <= report.tolerance
     assert report.verified_by.startswith("the reference evaluator of ONNX (ONNX Runtime has no kernel")
-    with pytest.raises(noble_fx.runtime.onnx_model.MissingKernel, match="no kernel on cpu for this file"):
+    with pytest.raises(MissingKernel, match="no kernel on cpu for this file"):
         OnnxModel(tmp_path / "m.onnx")
+
+
+def test_a_file_that_is_not_valid_is_refused(tmp_path):
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Cos", ["nobody"], ["x"])], "g", [], [x])
+    onnx.save(helper.make_model(graph), tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match=r"the exported file is not valid ONNX: .*nobody"):
+        model_file.check(tmp_path / "m.onnx", 22)
+    assert model_file._remedy("Cos", "bfloat16", 20) == "pass opset=22, or dtype=torch.float16"
+    assert model_file._remedy("Cos", "int8", 20) == "pass dtype=torch.float16 or torch.float32"

@@ -7,7 +7,7 @@ from torch import nn
 import noble_fx
 from examples.byte_gpt import ByteGPT
 from noble_fx import ExportError
-from noble_fx.onnx_export import verify as verify_module
+from noble_fx.onnx_export.verify import difference
 from tests.models import loud, tiny, tokens
 
 
@@ -38,12 +38,46 @@ def test_a_size_that_the_file_gets_wrong_is_found(tmp_path):
 
 
 def test_a_nan_is_no_small_difference():
-    nan = torch.tensor([1.0, float("nan")])
-    error, _ = verify_module._difference(torch.tensor([1.0, 2.0]), [nan])
-    assert error != error
+    good, bad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")])
+    for expected, results in (
+        ([good], [bad]),
+        ([bad], [good]),
+        ([good, good], [bad, good]),
+        ([good, good], [good, bad]),
+    ):
+        error, _ = difference(expected, results)
+        assert error != error
     masked = torch.tensor([float("-inf"), 1.0])
-    assert verify_module._difference(masked, [masked.clone()]) == (0.0, 1.0)
-    assert verify_module._difference(masked, [torch.tensor([float("inf"), 1.0])])[0] == float("inf")
+    assert difference([masked], [masked.clone()]) == (0.0, 1.0)
+    assert difference([masked], [torch.tensor([float("inf"), 1.0])])[0] == float("inf")
+
+
+def test_the_largest_difference_of_all_outputs():
+    outputs = [torch.tensor([1.0, 8.0]), torch.empty(0), torch.tensor([True])]
+    results = [torch.tensor([1.5, 8.0]), torch.empty(0), torch.tensor([True])]
+    assert difference(outputs, results) == (0.5, 8.0)
+    with pytest.raises(ExportError, match="the model returns 3 tensors, but the file 2"):
+        difference(outputs, results[:2])
+    with pytest.raises(ExportError, match=r"an output is \[2\] in PyTorch and \[1\] in the file"):
+        difference(outputs, [results[0][:1], *results[1:]])
+
+
+class Breaks(nn.Module):
+    """Takes what an exporter passes, and fails when it is called."""
+
+    def forward(self, x):
+        if not torch.compiler.is_exporting():
+            raise RuntimeError("no kernel for this\nand a page of advice")
+        return x + 1
+
+
+def test_a_model_that_fails_itself_is_no_raw_error(tmp_path):
+    message = (
+        "the model fails on its example inputs in float32, .*: RuntimeError: no kernel for this; pass another dtype"
+    )
+    with pytest.raises(ExportError, match=message):
+        noble_fx.export_onnx(Breaks(), (torch.ones(2, 3),), tmp_path / "m.onnx")
+    assert noble_fx.export_onnx(Breaks(), (torch.ones(2, 3),), tmp_path / "m.onnx", verify=False).largest_error is None
 
 
 def test_a_size_that_the_model_refuses_is_passed_over(tmp_path):
@@ -63,7 +97,7 @@ def test_a_size_that_the_model_refuses_is_passed_over(tmp_path):
 
 def test_a_graph_that_does_not_take_a_size_prints_nothing(tmp_path, capsys):
     """A traced graph prints its code where it fails; a size that is merely tried is no failure."""
-    model = noble_fx.transform(ByteGPT(width=16, layers=1, heads=2, context=8), rank=2)
+    model = noble_fx.transform(ByteGPT(width=16, layers=1, heads=2, context=8), rank=2, capture="fx")
     assert isinstance(model, torch.fx.GraphModule)
     report = noble_fx.export_onnx(model, (tokens(1, 5),), tmp_path / "m.onnx")
     assert report.checked == ("[1, 5]", "[1, 1]", "[1, 4]", "[2, 6]")  # not 10

@@ -1,4 +1,4 @@
-"""The launcher and its kernels against the eager maths in float64: on a CPU under Triton's interpreter, by every way.
+"""The launcher and its kernels against the eager maths in float64: on a CPU under Triton's interpreter, every variant.
 
 The same code launches on a GPU; `tests/gpu` runs it there.
 """
@@ -14,13 +14,13 @@ from noble_fx import NobleLinear, schema
 from noble_fx.ops import cuda
 from noble_fx.runtime import autotune
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.fused_layer import TOLERANCE, check, check_group, exact_of, given, layer_of, near, strided, take
+from tests.fused_layer import TOLERANCE, arguments, check, check_group, exact_of, layer_of, near, strided, take
 from tests.models import Gamma
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: tests/gpu runs there")
 
-WAYS = [(KERNEL, KERNEL), (VENDOR, VENDOR)]  # each place with an "or" both ways
+VARIANTS = [(KERNEL, KERNEL), (VENDOR, VENDOR)]  # each place with an "or", either way
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +47,10 @@ def on_cpu(tmp_path, monkeypatch) -> Iterator[list[str]]:
     autotune.forget()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_every_way_and_dtype(monkeypatch, way, dtype):
-    take(monkeypatch, way)
+def test_every_variant_and_dtype(monkeypatch, variant, dtype):
+    take(monkeypatch, variant)
     layer = layer_of().to(dtype)
     check(layer, torch.randn(50, 40).to(dtype))
 
@@ -66,10 +66,10 @@ def test_ranks(rank):
     check(layer_of(in_features=128, out_features=112, rank=rank), torch.randn(33, 128))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_wide_bottleneck_is_split(monkeypatch, way, dtype, on_cpu):
-    take(monkeypatch, way)
+def test_a_wide_bottleneck_is_split(monkeypatch, variant, dtype, on_cpu):
+    take(monkeypatch, variant)
     layer = layer_of(in_features=160, out_features=176, rank=150).to(dtype)
     check(layer, torch.randn(40, 160).to(dtype))
     assert "activation_backward_0" in on_cpu
@@ -89,17 +89,17 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", list(INPUTS))
-def test_inputs_of_any_layout(monkeypatch, name, way):
-    take(monkeypatch, way)
+def test_inputs_of_any_layout(monkeypatch, name, variant):
+    take(monkeypatch, variant)
     check(layer_of(), INPUTS[name]())
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("gradient", ["expanded", "transposed", "one column expanded"])
-def test_output_gradients_of_any_layout(monkeypatch, gradient, way):
-    take(monkeypatch, way)
+def test_output_gradients_of_any_layout(monkeypatch, gradient, variant):
+    take(monkeypatch, variant)
     dy = {
         "expanded": torch.ones(()).expand(37, 72),
         "transposed": strided(37, 72),
@@ -108,23 +108,23 @@ def test_output_gradients_of_any_layout(monkeypatch, gradient, way):
     check(layer_of(), torch.randn(37, 40), dy)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_weight_stored_the_other_way_round(monkeypatch, way):
-    take(monkeypatch, way)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_weight_stored_the_other_way_round(monkeypatch, variant):
+    take(monkeypatch, variant)
     layer = layer_of()
-    arguments = given(layer, torch.randn(37, 40))
-    arguments[1] = layer.weight.detach().t().contiguous().t().requires_grad_()
-    torch.testing.assert_close(schema.LINEAR(*arguments), layer(arguments[0]), rtol=1e-5, atol=1e-5)
+    operands = arguments(layer, torch.randn(37, 40))
+    operands[1] = layer.weight.detach().t().contiguous().t().requires_grad_()
+    torch.testing.assert_close(schema.LINEAR(*operands), layer(operands[0]), rtol=1e-5, atol=1e-5)
     dy = torch.randn(37, 72)
-    (found,) = torch.autograd.grad(schema.LINEAR(*arguments), arguments[1], dy)
-    (wanted,) = torch.autograd.grad(layer(arguments[0]), layer.weight, dy)
+    (found,) = torch.autograd.grad(schema.LINEAR(*operands), operands[1], dy)
+    (wanted,) = torch.autograd.grad(layer(operands[0]), layer.weight, dy)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("shape", [(0, 40), (3, 0, 40)])
-def test_no_rows_no_launch_and_gradients_of_zero(monkeypatch, shape, way, on_cpu):
-    take(monkeypatch, way)
+def test_no_rows_no_launch_and_gradients_of_zero(monkeypatch, shape, variant, on_cpu):
+    take(monkeypatch, variant)
     for layer in (layer_of(), layer_of(in_features=40, out_features=160, rank=150)):
         x = torch.randn(shape, requires_grad=True)
         y = layer(x)
@@ -155,11 +155,11 @@ def test_nothing_is_computed_that_nobody_needs(frozen, absent, on_cpu):
 
 
 @pytest.mark.parametrize(
-    ("way", "forward", "backward"), [((KERNEL, KERNEL), 2, 6), ((KERNEL, VENDOR), 2, 7), ((VENDOR, VENDOR), 3, 8)]
+    ("variant", "forward", "backward"), [((KERNEL, KERNEL), 2, 6), ((KERNEL, VENDOR), 2, 7), ((VENDOR, VENDOR), 3, 8)]
 )
-def test_launches(monkeypatch, way, forward, backward, on_cpu):
+def test_launches(monkeypatch, variant, forward, backward, on_cpu):
     """Backward: the bottleneck, its sums, dx, dW, db, dU, dD. A plain linear has one launch forward, three backward."""
-    take(monkeypatch, way)
+    take(monkeypatch, variant)
     layer, x = layer_of().bfloat16(), torch.randn(37, 40).bfloat16().requires_grad_()
     vendors = {"aten::mm", "aten::addmm", "aten::addmm_", "aten::sum"}
 
@@ -253,8 +253,8 @@ def test_double_backward_and_no_grad(on_cpu):
 
 def test_opcheck():
     layer = layer_of(in_features=24, out_features=20, rank=4)
-    arguments = given(layer, torch.randn(2, 3, 24, requires_grad=True))
-    torch.library.opcheck(schema.LINEAR, arguments, test_utils=["test_schema", "test_faketensor"])
+    operands = arguments(layer, torch.randn(2, 3, 24, requires_grad=True))
+    torch.library.opcheck(schema.LINEAR, operands, test_utils=["test_schema", "test_faketensor"])
 
 
 # --- several layers that read one x ----------------------------------------------------------------------------------
@@ -269,10 +269,10 @@ def group_of(*outputs: int, **settings: object) -> list[NobleLinear]:
     return layers
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_group_is_one_launch_for_all(monkeypatch, way, dtype, on_cpu):
-    take(monkeypatch, way)
+def test_a_group_is_one_launch_for_all(monkeypatch, variant, dtype, on_cpu):
+    take(monkeypatch, variant)
     layers = [layer.to(dtype) for layer in group_of(72, 40, 40)]
     check_group(layers, torch.randn(2, 25, 40).to(dtype), [0, 1, 2])
     assert len(on_cpu) == len(set(on_cpu))
@@ -289,9 +289,9 @@ def test_a_group_whose_second_result_is_not_used():
     check_group(group_of(48, 80, 40), torch.randn(37, 40), [0, 2])
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_wide_group_is_split(monkeypatch, way):
-    take(monkeypatch, way)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_wide_group_is_split(monkeypatch, variant):
+    take(monkeypatch, variant)
     check_group(group_of(160, 144, in_features=150, rank=140), torch.randn(37, 150), [0, 1])
 
 

@@ -30,9 +30,9 @@ def clock(monkeypatch):
         now = 0.0
         runs: list[tuple[str, ...]] = []
 
-        def run(self, way):
-            self.runs.append(way)
-            self.now += 2.0 if way == SLOW else 1.0
+        def run(self, variant):
+            self.runs.append(variant)
+            self.now += 2.0 if variant == SLOW else 1.0
 
     found = Clock()
     found.runs = []
@@ -40,7 +40,7 @@ def clock(monkeypatch):
     return found
 
 
-def test_the_fastest_is_chosen_and_the_ways_take_turns(clock):
+def test_the_fastest_is_chosen_and_the_variants_take_turns(clock):
     assert choose("question", [SLOW, FAST], SLOW, clock.run, CPU) == FAST
     timed = clock.runs[2 * autotune.WARM_UP :]
     assert timed == [SLOW, FAST] * autotune.ROUNDS
@@ -56,7 +56,10 @@ def test_the_answer_is_kept_in_the_process_and_on_the_disk(clock, cache):
     (file,) = cache.iterdir()
     kept = json.loads(file.read_text())
     assert kept["question"] == "question"
-    assert kept["times"] == [{"way": ["slow"], "milliseconds": 2000.0}, {"way": ["fast"], "milliseconds": 1000.0}]
+    assert kept["times"] == [
+        {"variant": ["slow"], "milliseconds": 2000.0},
+        {"variant": ["fast"], "milliseconds": 1000.0},
+    ]
     assert choose("another question", [SLOW, FAST], SLOW, clock.run, CPU) == FAST
     assert clock.runs
 
@@ -69,9 +72,9 @@ def test_the_answer_is_kept_in_the_process_and_on_the_disk(clock, cache):
         b"\xff",
         b"[]",
         b'{"question": "question"}',
-        b'{"question": "question", "way": 3}',
-        b'{"question": "question", "way": ["unknown"]}',
-        b'{"question": "another", "way": ["slow"]}',
+        b'{"question": "question", "variant": 3}',
+        b'{"question": "question", "variant": ["unknown"]}',
+        b'{"question": "another", "variant": ["slow"]}',
     ],
 )
 def test_a_file_that_is_no_answer_is_measured_and_written_again(clock, cache, content):
@@ -84,7 +87,7 @@ def test_a_file_that_is_no_answer_is_measured_and_written_again(clock, cache, co
     assert file.read_bytes() == good
 
 
-def test_one_way_needs_no_measuring(clock):
+def test_one_variant_needs_no_measuring(clock):
     assert choose("question", [FAST], FAST, clock.run, CPU) == FAST
     assert clock.runs == []
 
@@ -113,15 +116,15 @@ def test_a_cache_that_cannot_be_written_is_a_warning(clock, cache, caplog):
     assert "cannot keep the choice" in caplog.text
 
 
-def test_a_way_that_the_gpu_refuses_is_left_out(clock):
-    def run(way):
-        if way == FAST:
+def test_a_variant_that_the_gpu_refuses_is_left_out(clock):
+    def run(variant):
+        if variant == FAST:
             raise KernelError("out of shared memory")
-        clock.run(way)
+        clock.run(variant)
 
     assert choose("question", [FAST, SLOW], FAST, run, CPU) == SLOW
 
-    def refuse(way):
+    def refuse(variant):
         raise KernelError("out of shared memory")
 
     with pytest.raises(KernelError, match="shared memory"):
@@ -129,5 +132,5 @@ def test_a_way_that_the_gpu_refuses_is_left_out(clock):
 
 
 def test_real_time_is_measured():
-    found = measure([FAST, SLOW], lambda way: sum(range(200_000 if way == SLOW else 20)), CPU)
+    found = measure([FAST, SLOW], lambda variant: sum(range(200_000 if variant == SLOW else 20)), CPU)
     assert 0 < found[FAST] < found[SLOW]

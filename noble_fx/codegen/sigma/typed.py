@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from noble_fx.branches.trace import ActivationProgram, _functions, activation_program
+from noble_fx.branches.trace import ActivationProgram, activation_functions, activation_program
 from noble_fx.torch_versions import decompositions, merge_equal_nodes
 
 ROWS = 10_007  # stands for the rows in the shapes of a typed program; a prime that no bottleneck has as its width
@@ -27,7 +27,7 @@ def typed_program(key: str, rank: int) -> ActivationProgram:
 
 
 def _trace_typed(key: str, rank: int) -> ActivationProgram:
-    act = _functions(key)
+    act = activation_functions(key)
     tensors = [torch.empty(t.shape, dtype=torch.float32 if t.is_floating_point() else t.dtype) for t in act.tensors]
     h, dt = torch.empty(ROWS, rank), torch.empty(ROWS, rank)
 

@@ -1,0 +1,75 @@
+"""What is asked of an export, checked before any work is done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from noble_fx.captures.base import check_model
+from noble_fx.errors import CaptureError, ExportError
+from noble_fx.files import as_path
+from noble_fx.onnx_export.verify import TOLERANCE
+
+PIPELINES = {"up": "export", "down": "export_down", False: "export_apart"}  # by `join`
+_OLDEST_OPSET = 18
+_BFLOAT16_OPSET = 22  # the first one whose trigonometric operators take bfloat16
+
+
+def need_onnx() -> None:
+    """Raises `ExportError` with the remedy where a package that an export needs is not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnx_ir  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f'export_onnx needs {error.name}: pip install "noble-fx[onnx]"') from None
+
+
+def check_request(model: Any, verify: bool | str, join: str | bool, opset: int | None) -> None:
+    """Raises `ExportError` for a model without values and for settings that are unknown, with those that are known."""
+    import onnx
+
+    try:
+        check_model(model)
+    except CaptureError as error:
+        raise ExportError(str(error).replace("noble_fx.transform", "noble_fx.export_onnx")) from None
+    if verify not in (True, False, "warn"):
+        raise ExportError(f"verify={verify!r} is unknown; use True, False or 'warn'")
+    if join not in list(PIPELINES):
+        raise ExportError(f"join={join!r} is unknown; use 'up', 'down' or False")
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not (type(opset) is int and _OLDEST_OPSET <= opset <= newest):
+        raise ExportError(f"opset={opset!r} cannot be written; use {_OLDEST_OPSET} to {newest}")
+    if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
+        raise ExportError("the model is on the meta device and has no values to export; load or initialise it first")
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a file to be written; raises `ExportError` for a folder, whatever `overwrite` says."""
+    path = as_path(path, ExportError)
+    if os.path.isdir(path):  # False for a path that no file can have; `staged` names the reason
+        raise ExportError(f"{path} is a folder; pass the path of the file in it, as {path / 'model.onnx'}")
+    return path
+
+
+def checked_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the file's floating-point weights; raises `ExportError` for one that cannot be verified."""
+    if dtype not in TOLERANCE:
+        names = ", ".join(str(d).removeprefix("torch.") for d in TOLERANCE)
+        raise ExportError(f"dtype={dtype} cannot be exported; use one of {names}")
+    return dtype
+
+
+def default_opset(dtype: torch.dtype) -> int | None:
+    """The opset to write where none is asked for; None leaves it to torch's exporter."""
+    return _BFLOAT16_OPSET if dtype == torch.bfloat16 else None
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of the first floating-point parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -1,0 +1,152 @@
+"""Files are whole or absent, whatever is in their place and whatever goes wrong."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from noble_fx import ExportError
+from noble_fx.files import as_path, existing_file, staged, write_atomically
+
+
+def put(target, text="new", overwrite=False, folder=False):
+    with staged(target, ExportError, overwrite) as work:
+        if folder:
+            (work / target.name).mkdir()
+            (work / target.name / "part").write_text(text)
+        else:
+            (work / target.name).write_text(text)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_staged_appears_at_the_end(tmp_path):
+    target = tmp_path / "deep" / "file"
+    with staged(target, ExportError) as work:
+        (work / "file").write_text("new")
+        (work / "file.data").write_text("weights")
+        assert not target.exists()
+        assert work.parent == target.parent
+    assert target.read_text() == "new"
+    assert names(target.parent) == ["file", "file.data"]
+
+
+def test_what_is_there_stays_unless_it_may_be_replaced(tmp_path):
+    for name, folder in (("file", False), ("folder", True)):
+        target = tmp_path / name
+        put(target, "old", folder=folder)
+        with pytest.raises(ExportError, match="exists; remove it, choose another path, or pass overwrite=True"):
+            put(target, folder=folder)
+        text = target / "part" if folder else target
+        assert text.read_text() == "old"
+        put(target, overwrite=True, folder=folder)
+        assert text.read_text() == "new"
+    assert names(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_file_and_a_folder_do_not_replace_each_other(folder, tmp_path):
+    target = tmp_path / "target"
+    put(target, "old", folder=not folder)
+    with pytest.raises(ExportError, match="does not replace it; choose another path"):
+        put(target, overwrite=True, folder=folder)
+    assert (target if folder else target / "part").read_text() == "old"
+    assert names(tmp_path) == ["target"]
+
+
+def put_half(target, error):
+    with staged(target, ExportError, overwrite=True) as work:
+        (work / target.name).write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("bug"), KeyboardInterrupt()])
+def test_an_error_on_the_way_leaves_what_was_there(error, tmp_path):
+    target = tmp_path / "file"
+    put(target, "old")
+    said = ExportError if isinstance(error, OSError) else type(error)
+    with pytest.raises(said) as caught:
+        put_half(target, error)
+    if isinstance(error, OSError):
+        assert str(caught.value) == f"writing {target} failed: No space left on device; nothing was left there"
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_rename_that_fails_puts_the_old_back(folder, tmp_path, monkeypatch):
+    target = tmp_path / "target"
+    put(target, "old", folder=folder)
+
+    def replace(self, other):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(ExportError, match=r"writing .*target failed: Input/output error"):
+        put(target, overwrite=True, folder=folder)
+    assert (target / "part" if folder else target).read_text() == "old"
+    assert names(tmp_path) == ["target"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\udcff\0", "x" * 300, "file/below"])
+def test_paths_that_cannot_be_written(name, tmp_path):
+    put(tmp_path / "file", "old")
+    with pytest.raises(ExportError, match="cannot write beside") as caught:
+        put(tmp_path / name)
+    str(caught.value).encode()  # a message that can be printed
+    assert "\0" not in str(caught.value)
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nothing", "does not exist"),
+        ("folder", "is a folder"),
+        ("pipe", "is no file"),
+        ("a\0b", "does not exist|cannot be looked at"),
+        ("x" * 300, "does not exist|cannot be looked at"),
+        ("file/below", "does not exist"),
+    ],
+)
+def test_files_that_are_not_there(name, reason, tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("there")
+    assert existing_file(str(tmp_path / "file"), ExportError, "") == tmp_path / "file"
+    with pytest.raises(ExportError, match=rf"({reason}).*; make one") as caught:
+        existing_file(tmp_path / name, ExportError, "make one")
+    assert "\0" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", [None, 5, [], object()])
+def test_what_is_no_path(path):
+    with pytest.raises(ExportError, match=r"is no path; pass a str or a pathlib.Path"):
+        as_path(path, ExportError)
+
+
+def test_an_atomic_write_leaves_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "file"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert names(path.parent) == ["file"]
+    with pytest.raises(IsADirectoryError, match="a folder is in the file's place"):
+        write_atomically(tmp_path / "deep", b"new")
+    assert names(tmp_path) == ["deep"]
+
+
+def test_an_atomic_write_that_fails_leaves_the_old(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def replace(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
