@@ -45,37 +45,37 @@ def forward_floor(kernel_set: KernelSet, rows: int = ROWS) -> dict[str, float]:
     """Forward of the layer: ours, the floor, and the plain linear, in FLOPs and bytes, and ours over the floor."""
     layer = kernel_set.plan.layer
     inputs, outputs, rank, size = layer.in_features, sum(layer.out_features), layer.rank, layer.dtype.itemsize
-    found = traffic(kernel_set, rows)
+    moved = traffic(kernel_set, rows)
     plain_flops, plain_bytes = 2 * rows * inputs * outputs, size * (rows * (inputs + outputs) + inputs * outputs)
     floor_flops = plain_flops + 2 * rows * rank * (inputs + outputs)
     floor_bytes = plain_bytes + size * rank * (inputs + outputs)
-    flops, moved = (sum(found[name][what] for name in FORWARD) for what in ("flops", "bytes"))
+    flops, moved_bytes = (sum(moved[name][what] for name in FORWARD) for what in ("flops", "bytes"))
     return {
         "plain_flops": plain_flops,
         "plain_bytes": plain_bytes,
         "floor_flops": floor_flops,
         "floor_bytes": floor_bytes,
         "flops": flops,
-        "bytes": moved,
+        "bytes": moved_bytes,
         "flops_over_floor": flops / floor_flops,
-        "bytes_over_floor": moved / floor_bytes,
+        "bytes_over_floor": moved_bytes / floor_bytes,
     }
 
 
-def broken_promises(kernel_set: KernelSet, found: Mapping[str, Resources], target: str) -> list[str]:
+def broken_promises(kernel_set: KernelSet, resources: Mapping[str, Resources], target: str) -> list[str]:
     """What the kernels of a layer must reach offline, and do not; an empty list where all is well.
 
     Shared memory must suffice on every target; spills, instructions and the cosine are promised for sm_90.
     """
     rank, core, broken = kernel_set.plan.layer.rank, _TENSOR_CORE[target], []
-    for name, one in found.items():
-        if one.shared_bytes > SHARED_BYTES[target]:
-            broken.append(f"{name}: {one.shared_bytes} bytes of shared memory, {target} has {SHARED_BYTES[target]}")
-        if kernel_set.kernels[name].flops_per_row and not one.count(core):
+    for name, kernel in resources.items():
+        if kernel.shared_bytes > SHARED_BYTES[target]:
+            broken.append(f"{name}: {kernel.shared_bytes} bytes of shared memory, {target} has {SHARED_BYTES[target]}")
+        if kernel_set.kernels[name].flops_per_row and not kernel.count(core):
             broken.append(f"{name}: no {core}, so its products do not run on tensor cores")
         if target == "sm_90":
-            broken += _promised(name, one, rank)
-    if rank > 128 and "bottleneck_backward" in found:
+            broken += _promised(name, kernel, rank)
+    if rank > 128 and "bottleneck_backward" in resources:
         broken.append(f"the backward of rank {rank} is not split")
     for name, source in kernel_set.sources.items():
         stores = len(re.findall(r"tl\.store\(y\w*_ptr", source))
@@ -84,24 +84,24 @@ def broken_promises(kernel_set: KernelSet, found: Mapping[str, Resources], targe
     return broken
 
 
-def _promised(name: str, one: Resources, rank: int) -> list[str]:
+def _promised(name: str, kernel: Resources, rank: int) -> list[str]:
     allowed, broken = 256 if rank == 128 else 0, []
-    if one.local_bytes > allowed:
-        broken.append(f"{name}: {one.local_bytes} bytes of local memory, {allowed} allowed at rank {rank}")
-    if name.startswith("bottleneck") and one.instructions >= 4000:
-        broken.append(f"{name}: {one.instructions} instructions, fewer than 4000 are promised")
-    if name.startswith("bottleneck") and not one.count("MUFU.COS"):
+    if kernel.local_bytes > allowed:
+        broken.append(f"{name}: {kernel.local_bytes} bytes of local memory, {allowed} allowed at rank {rank}")
+    if name.startswith("bottleneck") and kernel.instructions >= 4000:
+        broken.append(f"{name}: {kernel.instructions} instructions, fewer than 4000 are promised")
+    if name.startswith("bottleneck") and not kernel.count("MUFU.COS"):
         broken.append(f"{name}: no MUFU.COS, so its cosines are not the hardware's")
     return broken
 
 
-def _summary(found: Mapping[str, Resources], target: str) -> dict[str, dict[str, int]]:
+def _summary(resources: Mapping[str, Resources], target: str) -> dict[str, dict[str, int]]:
     """Each kernel's resources, with two sums in place of the whole list of instructions."""
     summary = {}
-    for name, one in found.items():
-        summary[name] = {key: value for key, value in asdict(one).items() if key != "opcodes"}
-        summary[name]["tensor_core_instructions"] = one.count(_TENSOR_CORE[target])
-        summary[name]["cosines"] = one.count("MUFU.COS") + one.count("v_cos")
+    for name, kernel in resources.items():
+        summary[name] = {key: value for key, value in asdict(kernel).items() if key != "opcodes"}
+        summary[name]["tensor_core_instructions"] = kernel.count(_TENSOR_CORE[target])
+        summary[name]["cosines"] = kernel.count("MUFU.COS") + kernel.count("v_cos")
     return summary
 
 
@@ -127,9 +127,9 @@ def run() -> dict[str, object]:
                 f"{floor['bytes'] / floor['plain_bytes']:.3f}",
             )
             compiled = {target: kernel_set.compile(target) for target in TARGETS}
-            broken = {target: broken_promises(kernel_set, found, target) for target, found in compiled.items()}
-            for target, found in compiled.items():
-                console.print(resource_table(found, f"{target}, K = N = {size}, r = {rank}"))
+            broken = {target: broken_promises(kernel_set, resources, target) for target, resources in compiled.items()}
+            for target, resources in compiled.items():
+                console.print(resource_table(resources, f"{target}, K = N = {size}, r = {rank}"))
                 for line in broken[target]:
                     console.print(f"[red]{line}[/red]")
             figures.append(
@@ -138,7 +138,7 @@ def run() -> dict[str, object]:
                     "rank": rank,
                     "forward": floor,
                     "kernels": traffic(kernel_set),
-                    "resources": {target: _summary(found, target) for target, found in compiled.items()},
+                    "resources": {target: _summary(resources, target) for target, resources in compiled.items()},
                     "broken": broken,
                 }
             )

@@ -1,6 +1,6 @@
 """Generated text as files: where a person finds it, a debugger shows it, and the next process finds it again.
 
-    <cache>/kernels/g1/cosnet-3f2a…-4096to4096-r64-bf16/linear_up_forward_0c1d….py
+    <cache>/kernels/g2/cosnet-3f2a…-4096to4096-r64-bf16/linear_up_forward_0c1d….py
 
 The cache is `$NOBLE_FX_CACHE`, else `$XDG_CACHE_HOME/noble_fx`, else `~/.cache/noble_fx`. A path carries the
 generator's version, the plan's digest and the text's digest, so two processes that write the same path write the same
@@ -24,8 +24,8 @@ from noble_fx.files import write_atomically
 
 def cache_folder() -> Path:
     """The folder of everything that this project caches on the disk; it need not exist yet."""
-    if given := os.environ.get("NOBLE_FX_CACHE"):
-        return Path(given).expanduser()
+    if folder := os.environ.get("NOBLE_FX_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "noble_fx"
 
 

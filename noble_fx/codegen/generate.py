@@ -8,7 +8,7 @@ from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.kernels.backward import bottleneck_backward, linear_backward_input
 from noble_fx.codegen.kernels.branch_weights import branch_weight_backward, reduce_branch_weights
 from noble_fx.codegen.kernels.forward import bottleneck_forward, linear_up_forward
-from noble_fx.codegen.kernels.reduce import reduce_partials
+from noble_fx.codegen.kernels.reduce import Gradient, reduce_partials
 from noble_fx.codegen.kernels.stages import backward_steps
 from noble_fx.codegen.plan import DTYPES, Plan
 
@@ -24,9 +24,13 @@ def generate(plan: Plan) -> dict[str, Kernel]:
         branch_weight_backward(plan),
         reduce_branch_weights(plan),
     ]
-    if sums := backward_steps(plan).partials:
+    if partials := backward_steps(plan).partials:
         own, theirs = DTYPES[plan.layer.dtype], DTYPES[plan.layer.act_dtype]
-        parts = [(one.name, one.size, own if one.name == "d_down_bias" else theirs) for one in sums]
-        note = "a row is one row tile's share of the gradients of d and of σ's parameters"
-        kernels.append(reduce_partials("reduce_partials", plan.layer, "partials", [parts] * plan.layer.sites, note))
+        gradients = [
+            Gradient(partial.name, partial.shape, own if partial.name == "d_down_bias" else theirs)
+            for partial in partials
+        ]
+        note = "a row is the share of one tile of rows"
+        sites = [gradients] * plan.layer.sites
+        kernels.append(reduce_partials("reduce_partials", plan.layer, "partials", sites, note, "programs"))
     return {kernel.name: kernel for kernel in kernels}

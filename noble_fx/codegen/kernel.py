@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
+
+from noble_fx.codegen.plan import Layer
 
 
 @dataclass(frozen=True)
@@ -10,11 +14,76 @@ class Argument:
     """A parameter of a kernel; its name says what is bound to it.
 
     `weight_ptr` is the tensor called "weight", `weight_stride_0` that tensor's stride along axis 0, any other name an
-    integer that the launcher knows ("rows", "programs"). `type` is Triton's: "*bf16", "*fp32", "i32", "i64".
+    integer that the launcher knows ("rows", "programs"). `type` is Triton's: "*bf16", "*fp32", "i32", "i64". Where it
+    belongs to a tensor, `tensor` is what every site calls that one, and `axis` which stride it is.
     """
 
     name: str
     type: str
+    tensor: str = ""
+    site: int = 0
+    axis: int | None = None
+
+    @property
+    def plain(self) -> str:
+        """The name without the site's number: what a body calls it that serves one site of several."""
+        if not self.tensor:
+            return self.name
+        return f"{self.tensor}_ptr" if self.axis is None else f"{self.tensor}_stride_{self.axis}"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that a kernel reads or writes: of one site of the layer, or the one that all sites share.
+
+    `type` is an element's ("bf16"), `letter` what the maths calls it, `note` what else a reader should know.
+    """
+
+    tensor: str
+    type: str
+    shape: tuple[int | str, ...]
+    name: str
+    site: int = 0
+    letter: str = ""
+    written: bool = False
+    note: str = ""
+
+    @property
+    def pointer(self) -> Argument:
+        """Its address."""
+        return Argument(f"{self.name}_ptr", f"*{self.type}", self.tensor, self.site)
+
+    def stride(self, axis: int) -> Argument:
+        """Its stride along an axis, in elements."""
+        return Argument(f"{self.name}_stride_{axis}", "i32", self.tensor, self.site, axis)
+
+
+def shared_operand(tensor: str, kind: str, shape: tuple[int | str, ...], written: bool = False) -> Operand:
+    """A tensor that belongs to no site, as x and dx do."""
+    return Operand(tensor, kind, shape, tensor, written=written)
+
+
+def site_operand(
+    layer: Layer, site: int, tensor: str, kind: str, shape: tuple[int | str, ...], written: bool = False, note: str = ""
+) -> Operand:
+    """A tensor of one site, by the name that the arguments give it."""
+    letter = LETTERS.get(tensor, "")
+    return Operand(tensor, kind, shape, layer.name(tensor, site), site, letter, written, note)
+
+
+def moved_bytes(operands: Iterable[Operand]) -> tuple[int, int]:
+    """(a row, once): what reading or writing every tensor once moves; partial sums are few and not counted."""
+    per_row = once = 0
+    for operand in operands:
+        first, *sizes = operand.shape or (1,)
+        size = _ITEMSIZE[operand.type] * prod(int(size) for size in sizes)
+        per_row += size if first == "rows" else 0
+        once += size * first if isinstance(first, int) else 0
+    return per_row, once
+
+
+_ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "i64": 8, "i32": 4, "i8": 1, "i1": 1}
+LETTERS = {"weight": "W", "bias": "b", "down": "D", "down_bias": "d", "up": "U"}  # as the layer's formula has them
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from noble_fx.errors import KernelError
+from noble_fx.errors import KernelError, Refusal
 
-GENERATOR = "1"  # raise it when the text of a kernel changes: older files in a cache are then left alone
+GENERATOR = "2"  # raise it when the text of a kernel changes: older files in a cache are then left alone
 MAX_RANK = 256
 FUSED_RANK = 128  # up to here one kernel holds all of σ's backward; a wider bottleneck would spill
 BACKENDS = ("cuda", "hip", "interpreter")
@@ -85,14 +85,14 @@ class Plan:
         return self.backend == "cuda" and not self.exact
 
 
-def why_not(layer: Layer) -> str:
-    """The reason why no kernel is generated for this layer's dtypes and rank, or an empty string."""
+def why_not(layer: Layer) -> Refusal | None:
+    """Why no kernel is generated for this layer's dtypes and rank; None where kernels are."""
     for dtype in (layer.dtype, layer.act_dtype):
         if dtype not in DTYPES:
-            return f"no kernels for {dtype}; they take float32, bfloat16 and float16"
+            return Refusal(f"no kernels for {dtype}; they take float32, bfloat16 and float16")
     if not 1 <= layer.rank <= MAX_RANK:
-        return f"rank {layer.rank} is over the kernels' limit of {MAX_RANK}"
-    return ""
+        return Refusal(f"rank {layer.rank} is over the kernels' limit of {MAX_RANK}")
+    return None
 
 
 def make_plan(layer: Layer, backend: str = "cuda", tf32: bool = False, shared: int = SHARED_BYTES["sm_80"]) -> Plan:
@@ -100,8 +100,8 @@ def make_plan(layer: Layer, backend: str = "cuda", tf32: bool = False, shared: i
 
     Tiles were chosen by the compiler's own report for sm_90 (registers, local memory, instructions; no GPU needed).
     """
-    if reason := why_not(layer):
-        raise KernelError(reason)
+    if refusal := why_not(layer):
+        raise KernelError(refusal.reason)
     if backend not in BACKENDS:
         raise KernelError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
     bottleneck_forward, bottleneck_backward = _bottleneck(layer, backend)

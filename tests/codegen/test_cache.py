@@ -100,8 +100,8 @@ path = Path(sys.argv[1])
 text = sys.argv[2].encode() * 20000
 for _ in range(200):
     write_atomically(path, text)
-    found = path.read_bytes()
-    assert len(set(found)) == 1 and len(found) == len(text), len(found)
+    held = path.read_bytes()
+    assert len(set(held)) == 1 and len(held) == len(text), len(held)
 """
 
 

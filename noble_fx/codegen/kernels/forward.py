@@ -6,53 +6,52 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from noble_fx.codegen.kernel import Argument, Kernel
+from noble_fx.codegen.code import Code
+from noble_fx.codegen.header import backend_line, header
+from noble_fx.codegen.kernel import Argument, Kernel, Operand, moved_bytes, shared_operand, site_operand
 from noble_fx.codegen.kernels.product import Out, Term, product
-from noble_fx.codegen.plan import DTYPES, GENERATOR, Plan
-from noble_fx.codegen.sigma.in_kernel import (
-    Narrow,
-    Sigma,
-    activation,
-    begin_rows,
-    narrow_products,
-    store_rows,
-    tensor_arguments,
-    tensor_name,
-    tile_name,
-)
+from noble_fx.codegen.kernels.rows import Narrow, begin_rows, narrow_products, store_result, store_rows
+from noble_fx.codegen.plan import DTYPES, Plan
+from noble_fx.codegen.sigma.formula import formula
+from noble_fx.codegen.sigma.in_kernel import Sigma, activation, tensor_name, tensor_operands
+from noble_fx.codegen.sigma.lower import outputs_of
+from noble_fx.codegen.sigma.tiles import tile_name
 from noble_fx.codegen.source import Source
 
 
 def bottleneck_forward(plan: Plan) -> Kernel:
     """h = x Dᵀ + d and t = σ(h), for every site of x in one pass over it."""
     layer, tile, source = plan.layer, plan.bottleneck_forward, Source()
-    dtype = DTYPES[layer.dtype]
     program = activation(layer)
     graph, names = program.forward.graph, ("h", *map(tensor_name, program.names))
-    arguments = _arguments(plan, graph, names)
-    source.header(
-        f"bottleneck_forward: {'h = x Dᵀ + d' if layer.down_bias else 'h = x Dᵀ'},  t = σ(h)",
-        [
-            f"x [rows, {layer.in_features}] {dtype}   D [{layer.rank}, {layer.in_features}]   σ: {layer.act}",
-            f"h [rows, {layer.rank}] float32, kept for backward   t [rows, {layer.rank}] {dtype}",
-            f"one program: {tile.rows} rows, {layer.sites} site{'s' * (layer.sites > 1)}, steps of {tile.depth}",
-            f"{plan.backend} · {tile.warps} warps · {tile.stages} stages · generator {GENERATOR}",
-        ],
+    operands = _operands(plan, graph, names)
+    arguments = [*(operand.pointer for operand in operands), Argument("rows", "i32"), operands[0].stride(0)]
+    source.head(
+        header(
+            f"bottleneck_forward: {'h = x Dᵀ + d' if layer.down_bias else 'h = x Dᵀ'},  t = σ(h)",
+            formula(layer.act, layer.rank),
+            operands,
+            [
+                f"one program: {tile.rows} rows, {layer.sites} site{'s' * (layer.sites > 1)}, steps of {tile.depth}",
+                backend_line(plan, tile.warps, tile.stages),
+            ],
+        )
     )
     with source.function("bottleneck_forward", arguments):
         source.paragraph("the rows of this program; what is read past the end is not stored")
         begin_rows(source, tile.rows, "tl.program_id(0)")
-        sigmas = [
-            Sigma(plan, source, tile, graph, names, site if layer.sites > 1 else None) for site in range(layer.sites)
-        ]
+        sigmas = []
+        for site in range(layer.sites):
+            results = {outputs_of(graph)[0]: layer.name("t", site)}
+            sigmas.append(Sigma(plan, source, tile, graph, names, site, results))
         h = [layer.name("h", site) for site in range(layer.sites)]
-        segments = tuple(sigmas[0].segments(sigmas[0].low.inputs[0]))
+        segments = tuple(sigmas[0].segments(sigmas[0].inputs["h"]))
         source.paragraph("h = x Dᵀ, accumulated in float32")
         outs = [Narrow(h[site], layer.name("down", site), segments) for site in range(layer.sites)]
-        narrow_products(source, plan, tile, "x", str(layer.in_features), outs, transposed=True)
+        narrow_products(source, plan, tile, "x", layer.in_features, outs, transposed=True)
         for site, sigma in enumerate(sigmas):
-            _site(plan, source, sigma, h[site], site)
-    down = layer.sites * layer.rank * layer.in_features
+            _site(sigma, h[site], site)
+    per_row, once = moved_bytes(operands)
     return Kernel(
         name="bottleneck_forward",
         source=str(source),
@@ -61,55 +60,60 @@ def bottleneck_forward(plan: Plan) -> Kernel:
         blocks=1,
         warps=tile.warps,
         stages=tile.stages,
-        flops_per_row=2 * down,
-        bytes_per_row=layer.dtype.itemsize * layer.in_features + layer.sites * layer.rank * (4 + layer.dtype.itemsize),
-        bytes_once=layer.dtype.itemsize * down,
+        flops_per_row=2 * layer.sites * layer.rank * layer.in_features,
+        bytes_per_row=per_row,
+        bytes_once=once,
     )
 
 
-def _arguments(plan: Plan, graph: fx.Graph, names: Sequence[str]) -> list[Argument]:
-    layer, element = plan.layer, f"*{DTYPES[plan.layer.dtype]}"
-    arguments = [Argument("x_ptr", element)]
+def _operands(plan: Plan, graph: fx.Graph, names: Sequence[str]) -> list[Operand]:
+    layer, kind, rank = plan.layer, DTYPES[plan.layer.dtype], plan.layer.rank
+    operands = [shared_operand("x", kind, ("rows", layer.in_features))]
     for site in range(layer.sites):
-        arguments.append(Argument(f"{layer.name('down', site)}_ptr", element))
+        operands.append(site_operand(layer, site, "down", kind, (rank, layer.in_features)))
         if layer.down_bias:
-            arguments.append(Argument(f"{layer.name('down_bias', site)}_ptr", element))
-        arguments += tensor_arguments(layer, graph, names, site)
-        arguments.append(Argument(f"{layer.name('h', site)}_ptr", "*fp32"))
-        arguments.append(Argument(f"{layer.name('t', site)}_ptr", element))
-    return [*arguments, Argument("rows", "i32"), Argument("x_stride_0", "i32")]
+            operands.append(site_operand(layer, site, "down_bias", kind, (rank,)))
+        operands += tensor_operands(layer, graph, names, site)
+        operands.append(site_operand(layer, site, "h", "fp32", ("rows", rank), written=True, note="kept for backward"))
+        operands.append(site_operand(layer, site, "t", kind, ("rows", rank), written=True))
+    return operands
 
 
-def _site(plan: Plan, source: Source, sigma: Sigma, h: str, site: int) -> None:
-    layer, node = plan.layer, sigma.low.inputs[0]
+def _site(sigma: Sigma, h: str, site: int) -> None:
+    layer, source, node = sigma.plan.layer, sigma.source, sigma.inputs["h"]
     segments = sigma.segments(node)
     source.paragraph(f"{h}{' with its bias' if layer.down_bias else ''}, for backward")
     for segment in segments:
         name, index = tile_name(h, segment, segments), sigma.low.index(segment)
-        mask = sigma.low.bound(segment)
         if layer.down_bias:
-            masked = f", mask={mask}, other=0.0" if mask else ""
+            masked = sigma.low.bound(segment).argument(source.line, "0.0")
             bias = f"tl.load({layer.name('down_bias', site)}_ptr + {index}{masked}).to(tl.float32)"
             source.line(f"{name} += {bias}[None, :]")
-        inside = f"live[:, None] & ({sigma.low.bound(segment, '[None, :]')})" if mask else ""
-        store_rows(source, h, f"{index}[None, :]", layer.rank, name, inside)
+        store_rows(sigma, h, segment, layer.rank, Code.name(name))
     sigma.bind(node, h)
-    source.paragraph("σ, as PyTorch traced it")
+    t = layer.name("t", site)
+    source.paragraph(f"{t} = σ({h}), as PyTorch traced it")
     sigma.low.write()
-    source.paragraph(f"{layer.name('t', site)} = σ({h})")
-    sigma.store_rows(sigma.low.outputs[0], layer.name("t", site))
+    store_result(sigma, 0, t)
 
 
 def linear_up_forward(plan: Plan) -> Kernel:
     """y = x Wᵀ + b + t Uᵀ in one accumulation, for every site in one launch."""
-    layer = plan.layer
+    layer, kind, inputs, rank = plan.layer, DTYPES[plan.layer.dtype], plan.layer.in_features, plan.layer.rank
+    x = shared_operand("x", kind, ("rows", inputs))
 
     def out(site: int) -> Out:
-        weight, up, t = (layer.name(tensor, site) for tensor in ("weight", "up", "t"))
-        main = Term("x", weight, layer.in_features, transposed=True, strided=True)
-        small = Term(t, up, layer.rank, transposed=True, strided=False)
-        bias = layer.name("bias", site) if layer.bias else ""
-        return Out(layer.name("y", site), layer.out_features[site], (main, small), bias)
+        columns = layer.out_features[site]
+        weight = site_operand(layer, site, "weight", kind, (columns, inputs))
+        up = site_operand(layer, site, "up", kind, (columns, rank))
+        t = site_operand(layer, site, "t", kind, ("rows", rank))
+        bias = site_operand(layer, site, "bias", kind, (columns,)) if layer.bias else None
+        y = site_operand(layer, site, "y", kind, ("rows", columns), written=True)
+        terms = (
+            Term(x, weight, inputs, transposed=True, strided=True),
+            Term(t, up, rank, transposed=True, strided=False),
+        )
+        return Out(y, columns, terms, bias)
 
     outs = tuple(out(site) for site in range(layer.sites))
     title = "y = x Wᵀ + b + t Uᵀ" if layer.bias else "y = x Wᵀ + t Uᵀ"

@@ -7,95 +7,94 @@ that read one x, forward has one list of terms a site (each its own `out`), back
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from noble_fx.codegen.kernel import Argument, Kernel
-from noble_fx.codegen.plan import DTYPES, GENERATOR, Plan, Tile
+from noble_fx.codegen.code import Mask
+from noble_fx.codegen.header import backend_line, header
+from noble_fx.codegen.kernel import Argument, Kernel, Operand, moved_bytes
+from noble_fx.codegen.plan import Plan, Tile, power_of_two
 from noble_fx.codegen.source import Source
 
 _SWEEP = 8  # row tiles that neighbouring programs share before the next column tile: W stays in the cache
+
+Show = Callable[[Operand], str]  # what the body calls a tensor
 
 
 @dataclass(frozen=True)
 class Term:
     """left [rows, depth] · right, where right is stored [columns, depth] (`transposed`) or [depth, columns].
 
-    `strided`: the tensor's strides are arguments, else it is contiguous.
+    `strided`: the tensors' strides are arguments, else they are contiguous.
     """
 
-    left: str
-    right: str
+    left: Operand
+    right: Operand
     depth: int
     transposed: bool
     strided: bool
 
-    @property
-    def law(self) -> str:
+    def formula(self, show: Show) -> str:
         """The product as one writes it."""
-        return f"{self.left} · {self.right}{'ᵀ' if self.transposed else ''}"
+        return f"{show(self.left)} · {show(self.right)}{'ᵀ' if self.transposed else ''}"
+
+    @property
+    def strides(self) -> list[Argument]:
+        """The arguments that say where its tensors' elements lie."""
+        return [self.left.stride(0), self.right.stride(0), self.right.stride(1)] if self.strided else []
 
 
 @dataclass(frozen=True)
 class Out:
     """One result [rows, columns], the terms of its sum, and the bias that it starts from."""
 
-    name: str
+    result: Operand
     columns: int
     terms: tuple[Term, ...]
-    bias: str = ""
+    bias: Operand | None = None
+
+    @property
+    def operands(self) -> list[Operand]:
+        """Its tensors, in the order of the arguments."""
+        tensors = [operand for term in self.terms for operand in (term.left, term.right)]
+        return [*tensors, *([self.bias] if self.bias else []), self.result]
+
+    @property
+    def arguments(self) -> list[Argument]:
+        """What it needs of the arguments."""
+        strides = [stride for term in self.terms for stride in term.strides]
+        return [*(operand.pointer for operand in self.operands), *strides]
 
 
 def product(plan: Plan, tile: Tile, name: str, title: str, outs: tuple[Out, ...]) -> Kernel:
     """One kernel for all `outs`; programs run over the column tiles of one after the other."""
     source = Source()
-    dtype = DTYPES[plan.layer.dtype]
-    element = f"*{dtype}"
-    arguments: dict[str, Argument] = {}
-    for out in outs:
-        for term in out.terms:
-            _declare(arguments, element, f"{term.left}_ptr", f"{term.right}_ptr")
-        _declare(arguments, element, *([f"{out.bias}_ptr"] if out.bias else []), f"{out.name}_ptr")
-    _declare(arguments, "i32", "rows", *_strides(outs))
+    operands = list(dict.fromkeys(operand for out in outs for operand in out.operands))
+    strides = dict.fromkeys(stride for out in outs for term in out.terms for stride in term.strides)
+    arguments = [*(operand.pointer for operand in operands), Argument("rows", "i32"), *strides]
     tiles = [-(-out.columns // tile.columns) for out in outs]
-    facts = [
-        *(f"{out.name} [rows, {out.columns}]  =  {'  +  '.join(term.law for term in out.terms)}" for out in outs),
-        f"{dtype}; one program: {tile.rows} rows × {tile.columns} columns, steps of {tile.depth}; float32 accumulator",
-        f"{plan.backend} · {tile.warps} warps · {tile.stages} stages · generator {GENERATOR}",
+    layout = [
+        f"one program: {tile.rows} rows × {tile.columns} columns, steps of {tile.depth}; float32 accumulator",
+        backend_line(plan, tile.warps, tile.stages),
     ]
-    source.header(f"{name}: {title}", facts)
-    with source.function(name, list(arguments.values())):
+    source.head(header(f"{name}: {title}", [], operands, layout))
+    with source.function(name, arguments):
         _place(source, tile, sum(tiles))
         _choose_site(source, outs, tiles)
         _body(source, plan, tile, outs)
-    itemsize = plan.layer.dtype.itemsize
-    lefts = {term.left: term.depth for out in outs for term in out.terms}
-    weights = sum(term.depth * out.columns for out in outs for term in out.terms)
+    per_row, once = moved_bytes(operands)
     return Kernel(
         name=name,
         source=str(source),
-        arguments=tuple(arguments.values()),
+        arguments=tuple(arguments),
         row_tile=tile.rows,
         blocks=sum(tiles),
         warps=tile.warps,
         stages=tile.stages,
-        flops_per_row=2 * weights,
-        bytes_per_row=itemsize * (sum(lefts.values()) + sum(out.columns for out in outs)),
-        bytes_once=itemsize * (weights + sum(out.columns for out in outs if out.bias)),
+        flops_per_row=2 * sum(term.depth * out.columns for out in outs for term in out.terms),
+        bytes_per_row=per_row,
+        bytes_once=once,
     )
-
-
-def _declare(arguments: dict[str, Argument], kind: str, *names: str) -> None:
-    for name in names:
-        arguments.setdefault(name, Argument(name, kind))
-
-
-def _strides(outs: tuple[Out, ...]) -> list[str]:
-    names: list[str] = []
-    for out in outs:
-        for term in out.terms:
-            if term.strided:
-                names += [f"{term.left}_stride_0", f"{term.right}_stride_0", f"{term.right}_stride_1"]
-    return names
 
 
 def _place(source: Source, tile: Tile, columns: int) -> None:
@@ -110,7 +109,7 @@ def _place(source: Source, tile: Tile, columns: int) -> None:
 
 
 def _choose_site(source: Source, outs: tuple[Out, ...], tiles: list[int]) -> None:
-    """Several outs: the tensors of the one that this program belongs to take the names of the first."""
+    """Several outs: the tensors of the one that this program belongs to take the names without a number."""
     if len(outs) == 1:
         return
     source.paragraph("whose tile: the sites lie one after the other")
@@ -119,37 +118,23 @@ def _choose_site(source: Source, outs: tuple[Out, ...], tiles: list[int]) -> Non
         head = "if" if site == 0 else "elif" if site < len(outs) - 1 else "else"
         condition = "" if head == "else" else f" column_tile < {first + count}"
         with source.block(f"{head}{condition}"):
-            for mine, given in _renamed(outs[0], out):
-                source.line(f"{mine} = {given}")
+            for argument in out.arguments:
+                if argument.plain != argument.name:
+                    source.line(f"{argument.plain} = {argument.name}")
             source.line(f"columns = {out.columns}")
             if site:
                 source.line(f"column_tile -= {first}")
         first += count
 
 
-def _renamed(first: Out, out: Out) -> list[tuple[str, str]]:
-    """(name in the body, argument) of every tensor that differs between the sites."""
-    pairs = [(f"{_plain(first.name)}_ptr", f"{out.name}_ptr")]
-    if first.bias:
-        pairs.append((f"{_plain(first.bias)}_ptr", f"{out.bias}_ptr"))
-    for mine, theirs in zip(first.terms, out.terms, strict=True):
-        pairs.append((f"{_plain(mine.right)}_ptr", f"{theirs.right}_ptr"))
-        if _plain(mine.left) != mine.left:
-            pairs.append((f"{_plain(mine.left)}_ptr", f"{theirs.left}_ptr"))
-        if mine.strided:
-            pairs += [(f"{_plain(mine.right)}_stride_{axis}", f"{theirs.right}_stride_{axis}") for axis in (0, 1)]
-    return pairs
-
-
-def _plain(name: str) -> str:
-    return name.rstrip("0123456789").rstrip("_")
-
-
 def _body(source: Source, plan: Plan, tile: Tile, outs: tuple[Out, ...]) -> None:
     out, several = outs[0], len(outs) > 1
-    show = _plain if several else str
+
+    def show(operand: Operand) -> str:
+        return operand.tensor if several else operand.name
+
     columns = "columns" if several else str(out.columns)
-    ragged = any(one.columns % tile.columns for one in outs)
+    ragged = any(each.columns % tile.columns for each in outs)
     source.paragraph("indices past an end are clamped: what they compute is not stored")
     source.line(f"row = row_tile.to(tl.int64) * {tile.rows} + tl.arange(0, {tile.rows})")
     source.line(f"column = column_tile * {tile.columns} + tl.arange(0, {tile.columns})")
@@ -162,24 +147,24 @@ def _body(source: Source, plan: Plan, tile: Tile, outs: tuple[Out, ...]) -> None
     if out.bias:
         source.paragraph("the bias, once a column")
         source.line(f"acc += tl.load({show(out.bias)}_ptr + column_read).to(tl.float32)")
-    source.paragraph(f"{out.name.split('_')[0]} is written here and nowhere else")
-    mask = "row[:, None] < rows" + (f") & (column[None, :] < {columns})" if ragged else "")
-    mask = f"({mask}" if ragged else mask
-    name = show(out.name)
+    name = show(out.result)
+    source.paragraph(f"{name} is written here and nowhere else")
+    mask = Mask.where("row[:, None] < rows")
+    mask &= Mask.where(f"column[None, :] < {columns}") if ragged else Mask()
     source.line(f"{name}_tile_ptr = {name}_ptr + row[:, None] * {columns} + column[None, :]")
     source.line(f"tl.store({name}_tile_ptr, acc.to({name}_ptr.dtype.element_ty), mask={mask})")
 
 
-def _term(source: Source, plan: Plan, tile: Tile, term: Term, show: type | object, columns: str) -> None:
+def _term(source: Source, plan: Plan, tile: Tile, term: Term, show: Show, columns: str) -> None:
     """acc += left · right, in steps along the depth that the two share."""
-    left, right = show(term.left), show(term.right)  # type: ignore[operator]
-    depth = min(tile.depth, 1 << max(4, (term.depth - 1).bit_length()))
+    left, right = show(term.left), show(term.right)
+    depth = min(tile.depth, power_of_two(term.depth))
     ragged = bool(term.depth % depth)
     along, across = (f"{right}_stride_1", f"{right}_stride_0") if term.strided else ("1", str(term.depth))
     if not term.transposed:
         along, across = (across, along) if term.strided else (columns, "1")
     rows = f"{left}_stride_0" if term.strided else str(term.depth)
-    source.paragraph(f"{left} · {right}{'ᵀ' if term.transposed else ''}")
+    source.paragraph(term.formula(show))
     source.line(f"step = tl.arange(0, {depth})")
     source.line(f"{left}_tile_ptr = {left}_ptr + row_read * {rows} + step[None, :]")
     wide = "column_read.to(tl.int64)" if term.strided else "column_read"

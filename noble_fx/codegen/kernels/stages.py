@@ -21,6 +21,7 @@ from torch import fx
 from noble_fx.codegen.plan import Layer, Plan
 from noble_fx.codegen.sigma.in_kernel import activation, tensor_name
 from noble_fx.codegen.sigma.operators.pointwise import aten
+from noble_fx.codegen.sigma.tiles import shape_of
 from noble_fx.codegen.sigma.typed import ROWS
 from noble_fx.errors import KernelError
 
@@ -65,8 +66,13 @@ class Stage:
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """The inputs [rows, width], but dt, which `bottleneck_backward` makes itself."""
+        """The inputs [rows, width]; dt is one, which `bottleneck_backward` makes itself."""
         return tuple(name for name in self.inputs if not name.startswith("act_"))
+
+    def width(self, name: str) -> int:
+        """Channels of an input [rows, width]."""
+        nodes = [node for node in self.graph.nodes if node.op == "placeholder"]
+        return shape_of(nodes[self.inputs.index(name)])[1]
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class Backward:
     @property
     def width(self) -> int:
         """Numbers in a row of `partials` [programs, width]; 0 where nothing is summed."""
-        return sum(one.size for one in self.partials)
+        return sum(partial.size for partial in self.partials)
 
     def buffers(self) -> dict[str, int]:
         """Width of every float32 tensor [rows, width] that lives between the steps only."""
@@ -104,19 +110,24 @@ def _backward_steps(layer: Layer, split: bool) -> Backward:
     if split:
         return _Cut(layer, program.backward.graph, gradients).backward()
     partials = _partials(layer, gradients, [tuple(node.meta["val"].shape) for node in outputs[2:]])
-    sums = [(1 if one.name == "d_down_bias" else gradients.index(one.name) + 2, one) for one in partials]
+    sums = [(_output(partial, gradients), partial) for partial in partials]
     rank = layer.rank
     inputs, stores = ("h", *map(tensor_name, program.names), "dt"), ((0, "t", rank), (1, "dh", rank))
     stage = Stage("bottleneck_backward", program.backward.graph, inputs, stores, tuple(sums))
     return Backward((stage,), partials)
 
 
+def _output(partial: Partial, gradients: list[str]) -> int:
+    """Which output of the backward graph a partial sum is; that of d is dh, not yet summed."""
+    return 1 if partial.name == "d_down_bias" else 2 + gradients.index(partial.name)
+
+
 def _partials(layer: Layer, names: Iterable[str], shapes: Iterable[tuple[int, ...]]) -> tuple[Partial, ...]:
-    given = [("d_down_bias", (layer.rank,))] if layer.down_bias else []
-    found: list[Partial] = []
-    for name, shape in [*given, *zip(names, shapes, strict=True)]:
-        found.append(Partial(name, shape, found[-1].offset + found[-1].size if found else 0))
-    return tuple(found)
+    own = [("d_down_bias", (layer.rank,))] if layer.down_bias else []
+    partials: list[Partial] = []
+    for name, shape in [*own, *zip(names, shapes, strict=True)]:
+        partials.append(Partial(name, shape, partials[-1].offset + partials[-1].size if partials else 0))
+    return tuple(partials)
 
 
 class _Cut:
@@ -130,15 +141,15 @@ class _Cut:
         self.tensors = dict(zip(self.inputs[1:-1], [tensor_name(n) for n in activation(layer).names], strict=True))
         self.level: dict[fx.Node, int] = {}
         for node in self.nodes[:-1]:
-            before = max((self.level[one] for one in node.all_input_nodes), default=0)
+            before = max((self.level[operand] for operand in node.all_input_nodes), default=0)
             self.level[node] = before + self._is_product(node)
         products = {name: self._sum(node) for name, node in zip(gradients, self.outputs[2:], strict=True)}
-        self.over_rows = {name: one for name, one in products.items() if one is not None}
+        self.over_rows = {name: operands for name, operands in products.items() if operands is not None}
 
     def backward(self) -> Backward:
         """Stages and GEMMs by level."""
         summed = [name for name in self.gradients if name not in self.over_rows]
-        shapes = [self._shape(self.outputs[2 + self.gradients.index(name)]) for name in summed]
+        shapes = [shape_of(self.outputs[2 + self.gradients.index(name)]) for name in summed]
         partials = _partials(self.layer, summed, shapes)
         steps: list[Stage | Gemm] = []
         for level in range(max(self.level.values()) + 1):
@@ -149,19 +160,16 @@ class _Cut:
         steps += [self._row_gemm(name, *operands) for name, operands in self.over_rows.items()]
         return Backward(tuple(steps), partials)
 
-    def _shape(self, node: Any) -> tuple[int, ...]:
-        return tuple(node.meta["val"].shape)
-
     def _is_product(self, node: fx.Node) -> bool:
         """A product along the channels: [rows, c] · [c, c']."""
-        return node.target in _PRODUCTS and self._shape(node)[0] == ROWS
+        return node.target in _PRODUCTS and shape_of(node)[0] == ROWS
 
     def _sum(self, node: Any) -> tuple[Any, Any, bool] | None:
         """(left, right, transposed) where a gradient is one product over the rows, leftᵀ · right."""
         turned = False
         while node.target is aten.t.default:
             node, turned = node.args[0], not turned
-        if node.target is not aten.mm.default or self._shape(node.args[0])[1] != ROWS:
+        if node.target is not aten.mm.default or shape_of(node.args[0])[1] != ROWS:
             return None
         if node.args[0].target is not aten.t.default:
             raise KernelError("a gradient over the rows has an operand that is no plain transpose")
@@ -195,7 +203,7 @@ class _Cut:
     def _stage(self, level: int, products: list[fx.Node], partials: tuple[Partial, ...]) -> Stage | None:
         wanted: dict[fx.Node, str] = {}
         operands: list[Any] = [node.args[-2] for node in products]
-        operands += [one for left, right, _ in self.over_rows.values() for one in (left, right)]
+        operands += [operand for left, right, _ in self.over_rows.values() for operand in (left, right)]
         for node in operands:
             if node.op == "placeholder" or self._is_product(node):
                 continue  # in memory already
@@ -203,11 +211,8 @@ class _Cut:
                 wanted[node] = self._tensor(node)
         results = [*zip(self.outputs[:2], ("t", "dh"), strict=True)]
         stores = [(node, name) for node, name in results if self.level[node] == level] + list(wanted.items())
-        sums = []
-        for one in partials:
-            at = 1 if one.name == "d_down_bias" else 2 + self.gradients.index(one.name)
-            if self.level[self.outputs[at]] == level:
-                sums.append((self.outputs[at], one))
+        sums = [(self.outputs[_output(partial, self.gradients)], partial) for partial in partials]
+        sums = [(node, partial) for node, partial in sums if self.level[node] == level]
         if not stores and not sums:
             return None
         graph, inputs = self._extract([node for node, _ in [*stores, *sums]])
@@ -216,8 +221,8 @@ class _Cut:
             f"activation_backward_{level}",
             graph,
             tuple(inputs),
-            tuple((i, name, self._shape(node)[1]) for i, (node, name) in enumerate(stores)),
-            tuple((count + i, one) for i, (_, one) in enumerate(sums)),
+            tuple((i, name, shape_of(node)[1]) for i, (node, name) in enumerate(stores)),
+            tuple((count + i, partial) for i, (_, partial) in enumerate(sums)),
         )
 
     def _extract(self, results: list[fx.Node]) -> tuple[fx.Graph, list[str]]:
@@ -230,8 +235,9 @@ class _Cut:
                 needed.add(node)
                 queue += [] if self._is_product(node) else node.all_input_nodes
         graph, copied, inputs = fx.Graph(), {}, []
-        given = [node for node in self.nodes if node in needed and (node.op == "placeholder" or self._is_product(node))]
-        for node in given:
+        for node in self.nodes:
+            if node not in needed or not (node.op == "placeholder" or self._is_product(node)):
+                continue
             inputs.append(self.tensors.get(node) or self._tensor(node))
             copied[node] = graph.placeholder(inputs[-1])
             copied[node].meta = dict(node.meta)

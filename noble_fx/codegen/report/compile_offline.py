@@ -26,7 +26,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     target = GPUTarget(job["backend"], job["arch"], job["warp_size"])
     form = "cubin" if job["backend"] == "cuda" else "amdgcn"
-    found: dict[str, Any] = {}
+    binaries: dict[str, Any] = {}
     for kernel in job["kernels"]:
         source = ASTSource(
             fn=_function(kernel["path"], kernel["name"]),
@@ -38,8 +38,8 @@ def main() -> None:
         binary = compiled.asm[form]
         file = Path(job["folder"], f"{kernel['name']}.{form}")
         file.write_bytes(binary if isinstance(binary, bytes) else binary.encode("utf-8"))
-        found[kernel["name"]] = {"file": str(file), "shared": compiled.metadata.shared}
-    print(json.dumps(found))
+        binaries[kernel["name"]] = {"file": str(file), "shared": compiled.metadata.shared}
+    print(json.dumps(binaries))
 
 
 def _function(path: str, name: str) -> Any:

@@ -39,23 +39,25 @@ class KernelSet:
         `sources` is what sm_90 gets; for another target the tiles are chosen anew. Raises `KernelError`.
         """
         plan = _plan(self.plan.layer, target)
-        return compile_kernels(plan, [one for name, one in generate(plan).items() if name in self.kernels], target)
+        return compile_kernels(
+            plan, [kernel for name, kernel in generate(plan).items() if name in self.kernels], target
+        )
 
     def only(self, name: str) -> KernelSet:
         """The set with this one kernel; raises `ConfigError` that names the others."""
         if name not in self.kernels:
-            known = ", ".join(self.kernels)
-            raise ConfigError(f"no kernel {name!r}{nearest(name, self.kernels)}; this layer has {known}")
+            names = ", ".join(self.kernels)
+            raise ConfigError(f"no kernel {name!r}{nearest(name, self.kernels)}; this layer has {names}")
         return KernelSet(self.plan, {name: self.kernels[name]})
 
     def write(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write every kernel to `folder` as `NAME.py`; raises `KernelError` where the folder exists or cannot be."""
         target = Path(folder)
         with staged(target, KernelError, overwrite) as work:
-            made = work / target.name
-            made.mkdir()
+            inside = work / target.name
+            inside.mkdir()
             for name, source in self.sources.items():
-                (made / f"{name}.py").write_text(source, encoding="utf-8")
+                (inside / f"{name}.py").write_text(source, encoding="utf-8")
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -97,9 +99,9 @@ def kernels(
     for name, size in (("in_features", in_features), *(("out_features", size) for size in outputs), ("rank", rank)):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ConfigError(f"{name}={size!r} must be an integer ≥ 1")
-    for name, given in (("dtype", dtype), ("act_dtype", act_dtype)):
-        if given is not None and not isinstance(given, torch.dtype):
-            raise ConfigError(f"{name}={given!r} is no torch.dtype; use torch.bfloat16, torch.float16 or torch.float32")
+    for name, value in (("dtype", dtype), ("act_dtype", act_dtype)):
+        if value is not None and not isinstance(value, torch.dtype):
+            raise ConfigError(f"{name}={value!r} is no torch.dtype; use torch.bfloat16, torch.float16 or torch.float32")
     branch = NobleBranch.on_meta(in_features, outputs[0], rank, NobleConfig(rank=rank, act=act, preset=preset))
     form = branch.fused_form()
     if isinstance(form, Refusal):
@@ -122,13 +124,13 @@ def _plan(layer: Layer, target: str) -> Plan:
     return make_plan(layer, backend_of(target), shared=SHARED_BYTES[target])
 
 
-def resource_table(found: dict[str, Resources], target: str) -> Table:
+def resource_table(resources: dict[str, Resources], target: str) -> Table:
     """What the compiler made of each kernel, as a table."""
     table = _table(target, ("registers", "local B", "shared B", "instructions", "tensor ops", "cosines"))
-    for name, one in found.items():
-        matrix = sum(one.count(prefix) for prefix in ("HGMMA", "HMMA", "v_mfma"))
-        cosines = sum(one.count(prefix) for prefix in ("MUFU.COS", "v_cos"))
-        cells = (one.registers, one.local_bytes, one.shared_bytes, one.instructions, matrix, cosines)
+    for name, kernel in resources.items():
+        matrix = sum(kernel.count(prefix) for prefix in ("HGMMA", "HMMA", "v_mfma"))
+        cosines = sum(kernel.count(prefix) for prefix in ("MUFU.COS", "v_cos"))
+        cells = (kernel.registers, kernel.local_bytes, kernel.shared_bytes, kernel.instructions, matrix, cosines)
         table.add_row(name, *(f"{cell:,}" for cell in cells))
     return table
 
@@ -152,8 +154,8 @@ def _short(count: float) -> str:
 
 def dtype_of(name: str) -> torch.dtype:
     """The dtype of "bf16", "fp16", "fp32" or torch's own name; raises `ConfigError`."""
-    known = {short: dtype for dtype, short in DTYPES.items()}
-    known |= {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
-    if name not in known:
-        raise ConfigError(f"dtype {name!r} has no kernels{nearest(name, known)}; use one of {', '.join(known)}")
-    return known[name]
+    by_name = {short: dtype for dtype, short in DTYPES.items()}
+    by_name |= {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+    if name not in by_name:
+        raise ConfigError(f"dtype {name!r} has no kernels{nearest(name, by_name)}; use one of {', '.join(by_name)}")
+    return by_name[name]

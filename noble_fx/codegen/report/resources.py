@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from noble_fx.codegen.cache import write_kernel
-from noble_fx.codegen.kernel import Kernel
+from noble_fx.codegen.kernel import Argument, Kernel
 from noble_fx.codegen.plan import Plan
 from noble_fx.codegen.report import compile_offline
 from noble_fx.errors import KernelError, nearest
@@ -76,16 +76,16 @@ def compile_kernels(plan: Plan, kernels: Iterable[Kernel], target: str) -> dict[
             "folder": folder,
             "kernels": [_job(plan, kernel) for kernel in kernels],
         }
-        found = _run(job, target)
+        binaries = _run(job, target)
         read = _read_cubin if backend == "cuda" else _read_amdgcn
-        return {name: read(Path(one["file"]), one["shared"]) for name, one in found.items()}
+        return {name: read(Path(binary["file"]), binary["shared"]) for name, binary in binaries.items()}
 
 
 def _job(plan: Plan, kernel: Kernel) -> dict[str, Any]:
     """The arguments as Triton would specialise them at a launch: ones are constants, sixteenfolds are said to be so."""
     signature, constants, attributes = {}, {}, {}
     for index, argument in enumerate(kernel.arguments):
-        value = _typical(plan, argument.name)
+        value = _typical(plan, argument)
         signature[argument.name] = "constexpr" if value == 1 else argument.type
         if value == 1:
             constants[index] = 1
@@ -101,17 +101,13 @@ def _job(plan: Plan, kernel: Kernel) -> dict[str, Any]:
     }
 
 
-def _typical(plan: Plan, name: str) -> int:
+def _typical(plan: Plan, argument: Argument) -> int:
     """A value of an argument as in a contiguous layer at an aligned address; 0 for a pointer, 17 for a count."""
-    stride = re.fullmatch(r"([a-z_]+?)_?(\d*)_stride_(\d)", name)
-    if name.endswith("_ptr"):
-        return 0
-    if stride is None:
-        return 17
-    tensor, site, axis = stride[1], int(stride[2] or 0), stride[3]
-    if axis == "1":
+    if argument.axis is None:
+        return 0 if argument.tensor else 17
+    if argument.axis == 1:
         return 1
-    return plan.layer.out_features[site] if tensor == "dy" else plan.layer.in_features
+    return plan.layer.out_features[argument.site] if argument.tensor == "dy" else plan.layer.in_features
 
 
 def _run(job: dict[str, Any], target: str) -> dict[str, Any]:
@@ -131,10 +127,10 @@ def _tool(name: str) -> str:
     spec = find_spec("triton")
     assert spec is not None
     path = Path(spec.origin or "").parent / "backends/nvidia/bin" / name
-    given = os.environ.get(f"TRITON_{name.upper()}_PATH")
-    if not (given or path.is_file()):
+    chosen = os.environ.get(f"TRITON_{name.upper()}_PATH")
+    if not (chosen or path.is_file()):
         raise KernelError(f"{name} is not at {path}, where triton's wheels carry it; set TRITON_{name.upper()}_PATH")
-    return given or str(path)
+    return chosen or str(path)
 
 
 def _read_cubin(file: Path, shared: int) -> Resources:

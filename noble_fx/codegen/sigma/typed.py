@@ -26,20 +26,37 @@ def typed_program(key: str, rank: int) -> ActivationProgram:
         return pool.submit(_trace_typed, key, rank).result()
 
 
-def _trace_typed(key: str, rank: int) -> ActivationProgram:
+@functools.cache
+def plain_forward(key: str, rank: int) -> fx.Graph:
+    """σ alone as PyTorch's operators have it, GELU still GELU; shapes as in `typed_program`. For reading."""
+    activation_program(key, rank, torch.float32)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_trace_plain, key, rank).result()
+
+
+def _trace_plain(key: str, rank: int) -> fx.Graph:
     act = activation_functions(key)
-    tensors = [torch.empty(t.shape, dtype=torch.float32 if t.is_floating_point() else t.dtype) for t in act.tensors]
-    h, dt = torch.empty(ROWS, rank), torch.empty(ROWS, rank)
+    return _graph(act.forward, torch.empty(ROWS, rank), *_tensors(act), table={}).graph
 
-    def graph(fn: Callable[..., Any], *args: Tensor) -> fx.GraphModule:
-        pure = torch.func.functionalize(fn, remove="mutations")
-        made = make_fx(pure, decomposition_table=_decompositions(), tracing_mode="fake")(*args)
-        made.graph.eliminate_dead_code()
-        made.graph = merge_equal_nodes(made.graph)  # forward, traced again inside backward
-        return made
 
-    forward, backward = graph(act.forward, h, *tensors), graph(act.backward, h, *tensors, dt)
+def _trace_typed(key: str, rank: int) -> ActivationProgram:
+    act, table = activation_functions(key), _decompositions()
+    tensors, h, dt = _tensors(act), torch.empty(ROWS, rank), torch.empty(ROWS, rank)
+    forward = _graph(act.forward, h, *tensors, table=table)
+    backward = _graph(act.backward, h, *tensors, dt, table=table)
     return ActivationProgram(forward, backward, act.names, act.parameters)
+
+
+def _tensors(act: Any) -> list[Tensor]:
+    return [torch.empty(t.shape, dtype=torch.float32 if t.is_floating_point() else t.dtype) for t in act.tensors]
+
+
+def _graph(fn: Callable[..., Any], *args: Tensor, table: dict[Any, Callable[..., Any]]) -> fx.GraphModule:
+    pure = torch.func.functionalize(fn, remove="mutations")
+    graph_module = make_fx(pure, decomposition_table=table, tracing_mode="fake")(*args)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.graph = merge_equal_nodes(graph_module.graph)  # forward, traced again inside backward
+    return graph_module
 
 
 def _decompositions() -> dict[Any, Callable[..., Any]]:

@@ -23,18 +23,18 @@ def small(**settings) -> noble_fx.KernelSet:
 
 
 def test_the_sources_are_python_with_one_kernel_each():
-    found = small()
-    assert "linear_up_forward" in found.sources
-    for name, source in found.sources.items():
+    kernel_set = small()
+    assert "linear_up_forward" in kernel_set.sources
+    for name, source in kernel_set.sources.items():
         functions = [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
         assert functions[-1] == name
 
 
 def test_the_table_has_a_row_a_kernel():
-    found = small(act="silu", dtype=torch.float16)
-    shown = str(found)
+    kernel_set = small(act="silu", dtype=torch.float16)
+    shown = str(kernel_set)
     assert shown.startswith("silu, 64 → 48, rank 8, fp16")
-    assert all(name in shown for name in found.kernels)
+    assert all(name in shown for name in kernel_set.kernels)
 
 
 @pytest.mark.parametrize("preset", ["paper", "reference"])
@@ -43,16 +43,16 @@ def test_the_preset_decides_whether_there_is_a_bias_of_down(preset):
 
 
 def test_several_layers_that_read_the_same_x():
-    found = small(out_features=(48, 16, 16))
-    assert found.plan.layer.out_features == (48, 16, 16)
-    assert "y_2_ptr" in found.sources["linear_up_forward"]
+    kernel_set = small(out_features=(48, 16, 16))
+    assert kernel_set.plan.layer.out_features == (48, 16, 16)
+    assert "y_2_ptr" in kernel_set.sources["linear_up_forward"]
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
 def test_compile_reports_every_kernel_for_a_gpu_that_is_not_there(target):
-    found = small().only("linear_up_forward").compile(target)
-    assert list(found) == ["linear_up_forward"]
-    assert found["linear_up_forward"].local_bytes == 0
+    resources = small().only("linear_up_forward").compile(target)
+    assert list(resources) == ["linear_up_forward"]
+    assert resources["linear_up_forward"].local_bytes == 0
 
 
 def test_an_activation_of_ones_own():
@@ -86,18 +86,18 @@ def test_what_has_no_kernel_says_why():
 
 
 def test_one_kernel_by_name():
-    found = small()
-    assert isinstance(found.only("linear_up_forward").kernels["linear_up_forward"], Kernel)
+    kernel_set = small()
+    assert isinstance(kernel_set.only("linear_up_forward").kernels["linear_up_forward"], Kernel)
     with pytest.raises(ConfigError, match="no kernel 'linear_up'; nearest: 'linear_up_forward'"):
-        found.only("linear_up")
+        kernel_set.only("linear_up")
 
 
 def test_writing_a_folder(tmp_path):
-    found = small()
-    found.write(tmp_path / "out")
-    assert {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()} == found.sources
+    kernel_set = small()
+    kernel_set.write(tmp_path / "out")
+    assert {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()} == kernel_set.sources
     with pytest.raises(KernelError, match="exists"):
-        found.write(tmp_path / "out")
+        kernel_set.write(tmp_path / "out")
 
 
 def test_names_of_dtypes():

@@ -26,12 +26,12 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("target", "tensor_core"), [("sm_80", "HMMA"), ("sm_90", "HGMMA"), ("gfx942", "v_mfma")])
 def test_the_product_compiles_for_every_target(target, tensor_core):
     plan = make_plan(LAYER, resources.backend_of(target))
-    found = compile_kernels(plan, [linear_up_forward(plan)], target)["linear_up_forward"]
-    assert found.count(tensor_core) > 0
-    assert found.local_bytes == 0
-    assert 32 < found.registers < 256
-    assert found.shared_bytes > 0
-    assert found.instructions == sum(found.opcodes.values()) > 200
+    compiled = compile_kernels(plan, [linear_up_forward(plan)], target)["linear_up_forward"]
+    assert compiled.count(tensor_core) > 0
+    assert compiled.local_bytes == 0
+    assert 32 < compiled.registers < 256
+    assert compiled.shared_bytes > 0
+    assert compiled.instructions == sum(compiled.opcodes.values()) > 200
 
 
 def test_an_unknown_target_names_the_known_ones():
@@ -56,11 +56,11 @@ def test_a_missing_tool_is_named(monkeypatch, tmp_path):
 def test_what_cosnet_must_reach_on_an_h100():
     """K = N = 4096, rank 64, bfloat16: nothing spills, tensor cores and the hardware's cosine, y stored once."""
     kernel_set = noble_fx.kernels("cosnet", in_features=4096, out_features=4096, rank=64)
-    found = kernel_set.compile("sm_90")
-    assert found.keys() == kernel_set.kernels.keys()
-    assert broken_promises(kernel_set, found, "sm_90") == []
-    assert found["bottleneck_forward"].count("MUFU.COS") > 0
-    assert found["linear_up_forward"].count("HGMMA") > 0
+    compiled = kernel_set.compile("sm_90")
+    assert compiled.keys() == kernel_set.kernels.keys()
+    assert broken_promises(kernel_set, compiled, "sm_90") == []
+    assert compiled["bottleneck_forward"].count("MUFU.COS") > 0
+    assert compiled["linear_up_forward"].count("HGMMA") > 0
 
 
 def test_broken_promises_are_seen():
@@ -87,6 +87,6 @@ def test_broken_promises_are_seen():
 )
 def test_a_sample_of_layers_compiles(target, kernel, settings):
     kernel_set = noble_fx.kernels(**{"in_features": 200, "out_features": 136, **settings}).only(kernel)
-    found = kernel_set.compile(target)[kernel]
-    assert found.shared_bytes <= SHARED_BYTES[target]
-    assert found.local_bytes == 0
+    compiled = kernel_set.compile(target)[kernel]
+    assert compiled.shared_bytes <= SHARED_BYTES[target]
+    assert compiled.local_bytes == 0

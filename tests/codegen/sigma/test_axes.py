@@ -61,3 +61,37 @@ def test_rows_never_become_channels():
     axes = Axes(128)
     with pytest.raises(ValueError, match="rows"):
         axes.tie(axes.new(20), Axes.ROWS)
+
+
+def test_a_wide_axis_is_walked_where_asked():
+    axes = Axes(64)
+    axis = axes.new(200)
+    axes.settle(walk=True)
+    assert axes.walked == 200
+    (segment,) = axes.segments(axis)
+    assert segment == Segment(0, 200, 64)
+    assert segment.walked
+    assert segment.padded
+    assert not Segment(0, 256, 64).padded
+    assert not Segment(0, 12, 16).walked
+
+
+def test_pieces_of_one_size_are_walked_together():
+    axes = Axes(64)
+    whole, first, second = axes.new(384), axes.new(192), axes.new(192)
+    axes.part(first, whole, 0, 192)
+    axes.part(second, whole, 192, 192)
+    axes.settle(walk=True)
+    assert axes.walked == 192
+    assert axes.segments(whole) == [Segment(0, 192, 64), Segment(192, 192, 64)]
+
+
+@pytest.mark.parametrize("sizes", [[64], [12], [200, 100], [200, 12]])
+def test_narrow_axes_and_axes_of_several_sizes_are_not_walked(sizes):
+    axes = Axes(64)
+    channels = [axes.new(size) for size in sizes]
+    axes.settle(walk=True)
+    assert axes.walked == 0
+    for axis, size in zip(channels, sizes, strict=True):
+        assert covered(axes.segments(axis)) == list(range(size))
+        assert not any(segment.walked for segment in axes.segments(axis))

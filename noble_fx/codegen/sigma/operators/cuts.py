@@ -4,41 +4,35 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from noble_fx.codegen.code import Code
 from noble_fx.codegen.sigma.axes import UNIT, Segment
+from noble_fx.codegen.sigma.tiles import Place, Tiling, Value, shape_of
 from noble_fx.errors import KernelError
-
-if TYPE_CHECKING:
-    from noble_fx.codegen.sigma.lower import Lowering, Place, Value
-
-
-def shape_of(node: Any) -> tuple[int, ...]:
-    """The shape of a value in a typed graph."""
-    return tuple(node.meta["val"].shape)
 
 
 def _window(node: Any) -> tuple[Any, int, int, int]:
     """Of a slice, or of a piece of a split: what it is cut from, the axis, start and size."""
     if node.target is operator.getitem:
         split, which = node.args
-        given, sizes, *rest = split.args
-        shape = shape_of(given)
+        whole, sizes, *rest = split.args
+        shape = shape_of(whole)
         dim = (rest[0] if rest else split.kwargs.get("dim", 0)) % len(shape)
         if isinstance(sizes, int):
             sizes = [min(sizes, shape[dim] - start) for start in range(0, shape[dim], sizes)]
-        return given, dim, sum(sizes[:which]), sizes[which]
-    given, rest = node.args[0], list(node.args[1:])
+        return whole, dim, sum(sizes[:which]), sizes[which]
+    whole, rest = node.args[0], list(node.args[1:])
     dim, start, _, step = rest + [0, None, None, 1][len(rest) :]
     if step != 1:
         raise KernelError("a slice with a step is not in the lowering table")
-    shape = shape_of(given)
+    shape = shape_of(whole)
     dim = dim % len(shape)
     start = 0 if start is None else start if start >= 0 else start + shape[dim]
-    return given, dim, start, shape_of(node)[dim]
+    return whole, dim, start, shape_of(node)[dim]
 
 
-def _part(low: Lowering, axis: int, start: int, size: int) -> int:
+def _part(low: Tiling, axis: int, start: int, size: int) -> int:
     """A window of an axis as an axis of its own."""
     if axis == UNIT or size == low.axes.size(axis):
         return axis
@@ -49,41 +43,41 @@ def _part(low: Lowering, axis: int, start: int, size: int) -> int:
     return window
 
 
-def window_axes(low: Lowering, node: Any) -> Sequence[int]:
+def window_axes(low: Tiling, node: Any) -> Sequence[int]:
     """A slice: a part of an axis, cut where it is."""
-    given, dim, start, size = _window(node)
-    axes = list(low.axes_of(given))
+    whole, dim, start, size = _window(node)
+    axes = list(low.axes_of(whole))
     axes[dim] = _part(low, axes[dim], start, size)
     return axes
 
 
-def window_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
+def window_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
     """The tile of the whole that lies there."""
-    given, dim, start, _ = _window(node)
-    return low.value(given).tiles[_moved(place, dim, start)]
+    whole, dim, start, _ = _window(node)
+    return low.value(whole).tiles[_moved(place, dim, start)]
 
 
 def _moved(place: Place, dim: int, by: int) -> Place:
     return tuple(Segment(s.start + by, s.size, s.tile) if d == dim else s for d, s in enumerate(place))
 
 
-def cat_axes(low: Lowering, node: Any) -> Sequence[int]:
+def cat_axes(low: Tiling, node: Any) -> Sequence[int]:
     """A concatenation: an axis made of parts."""
     pieces, dim = node.args[0], (node.args[1] if len(node.args) > 1 else 0) % len(shape_of(node))
     axes = [UNIT] * len(shape_of(node))
     axes[dim] = low.axis(shape_of(node)[dim])
     start = 0
     for piece in pieces:
-        mine, size = low.axes_of(piece), shape_of(piece)[dim]
-        if low.axes.is_rows(mine[dim]):
+        own, size = low.axes_of(piece), shape_of(piece)[dim]
+        if low.axes.is_rows(own[dim]):
             raise KernelError("a concatenation of rows is not in the lowering table")
-        low.axes.part(mine[dim], axes[dim], start, size)
+        low.axes.part(own[dim], axes[dim], start, size)
         start += size
-        axes = [axis if d == dim else low.tie(axis, mine[d]) for d, axis in enumerate(axes)]
+        axes = [axis if d == dim else low.tie(axis, own[d]) for d, axis in enumerate(axes)]
     return axes
 
 
-def cat_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
+def cat_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
     """The tile of the piece that lies there."""
     dim = (node.args[1] if len(node.args) > 1 else 0) % len(place)
     start = 0
@@ -105,20 +99,20 @@ def _scatter_window(node: Any) -> tuple[int, int, int]:
     return dim, start, shape_of(source)[dim]
 
 
-def scatter_axes(low: Lowering, node: Any) -> Sequence[int]:
+def scatter_axes(low: Tiling, node: Any) -> Sequence[int]:
     """A slice written into a tensor: one axis, cut where it is."""
     dim, start, size = _scatter_window(node)
-    axes, mine = list(low.axes_of(node.args[0])), low.axes_of(node.args[1])
+    axes, own = list(low.axes_of(node.args[0])), low.axes_of(node.args[1])
     if low.axes.is_rows(axes[dim]):
         raise KernelError("a scatter into rows is not in the lowering table")
     if size == low.axes.size(axes[dim]):
-        low.tie(mine[dim], axes[dim])
+        low.tie(own[dim], axes[dim])
     else:
-        low.axes.part(mine[dim], axes[dim], start, size)
-    return [axis if d == dim else low.tie(axis, mine[d]) for d, axis in enumerate(axes)]
+        low.axes.part(own[dim], axes[dim], start, size)
+    return [axis if d == dim else low.tie(axis, own[d]) for d, axis in enumerate(axes)]
 
 
-def scatter_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
+def scatter_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
     """The tile of the source inside its window, of the base outside."""
     dim, start, size = _scatter_window(node)
     if start <= place[dim].start < start + size:

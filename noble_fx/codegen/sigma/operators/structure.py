@@ -12,43 +12,30 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import product as combinations
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import Any
 
 from torch import fx
 
+from noble_fx.codegen.code import Code
 from noble_fx.codegen.sigma.axes import LANE, UNIT, Segment
 from noble_fx.codegen.sigma.operators.cuts import (
     cat_axes,
-    cat_text,
+    cat_code,
     scatter_axes,
-    scatter_text,
-    shape_of,
+    scatter_code,
     window_axes,
-    window_text,
+    window_code,
 )
-from noble_fx.codegen.sigma.operators.pointwise import aten, number
+from noble_fx.codegen.sigma.operators.pointwise import aten
+from noble_fx.codegen.sigma.tiles import Place, Row, Tiling, Value, shape_of, sides
 from noble_fx.errors import KernelError
-
-if TYPE_CHECKING:
-    from noble_fx.codegen.sigma.lower import Lowering, Place, Value
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one operator's result gets its axes, and the text of one of its tiles (None: not with these arguments)."""
-
-    axes: Callable[[Lowering, Any], Sequence[int]]
-    text: Callable[[Lowering, Any, Value, Place], str | None]
-    moves: bool = False  # only moves its operand's values: where those are zero, its own are
-    inline: bool = False  # has no line of its own: it is written where it is used
-
 
 # --- products --------------------------------------------------------------------------------------------------------
 
 
-def _product_axes(low: Lowering, node: Any) -> Sequence[int]:
+def _product_axes(low: Tiling, node: Any) -> Sequence[int]:
     left, right = (low.axes_of(arg) for arg in node.args[-2:])
     low.tie(left[1], right[0])
     axes = [left[0], right[1]]
@@ -59,37 +46,39 @@ def _product_axes(low: Lowering, node: Any) -> Sequence[int]:
     return axes
 
 
-def _product_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
+def _product_gathers(low: Tiling, node: Any) -> Sequence[int]:
+    return [low.axes_of(node.args[-2])[1]]
+
+
+def _product_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
     if node.kwargs:
         return None
     left, right = (low.value(arg) for arg in node.args[-2:])
-    text = low.operand(node.args[0], value, place) if len(node.args) == 3 else ""
-    name = low.name(node, place)
+    into = low.operand(node.args[0], value, place) if len(node.args) == 3 else None
     for middle in low.segments(left.axes[1]):
         a = low.masked(left, (place[0], middle), [1])
         b = low.masked(right, (middle, place[1]), [0])
-        text = _one_product(low, a, b, (place[0].tile, middle.tile, place[1].tile), text)
-        low.source.line(f"{name} = {text}")
-        text = name
-    return name
+        into = _written(low, node, place, _one_product(low, a, b, (place[0].tile, middle.tile, place[1].tile), into))
+    return into
 
 
-def _one_product(low: Lowering, a: str, b: str, sides: tuple[int, int, int], into: str) -> str:
+def _one_product(low: Tiling, a: Code, b: Code, sides: tuple[int, int, int], into: Code | None) -> Code:
     """A product of two tiles in float32; where a side is a single lane, products and a sum instead."""
     _, middle, columns = sides
     if min(sides) >= 16:
         # TF32 keeps ten bits of the mantissa, three more than the bfloat16 that σ(h) is rounded to.
         precision = "tf32" if low.plan.backend == "cuda" and not low.plan.exact else low.plan.precision
-        acc = f", {into}" if into.isidentifier() else ""
-        text = f'tl.dot({a}, {b}{acc}, input_precision="{precision}")'
-        return text if acc or not into else f"{text} + {into}"
+        accumulator = into if into is not None and into.is_name else None
+        acc = f", {accumulator}" if accumulator else ""
+        product = f'tl.dot({a}, {b}{acc}, input_precision="{precision}")'
+        return Code.call(product) if accumulator or into is None else Code(f"{product} + {into}")
     if middle == 1:
-        text = f"{a} * {b}"
+        product = f"{a} * {b}"
     elif columns == 1:
-        text = f"tl.sum({a} * tl.trans({b}), axis=1, keep_dims=True)"
+        product = f"tl.sum({a} * tl.trans({b}), axis=1, keep_dims=True)"
     else:
-        text = f"tl.sum(tl.trans({a}) * {b}, axis=0, keep_dims=True)"
-    return f"{into} + {text}" if into else text
+        product = f"tl.sum(tl.trans({a}) * {b}, axis=0, keep_dims=True)"
+    return Code(product if into is None else f"{into} + {product}")
 
 
 # --- reductions ------------------------------------------------------------------------------------------------------
@@ -102,42 +91,60 @@ def _reduced(node: Any) -> tuple[list[int], bool]:
     return [d % dimensions for d in ([dims] if isinstance(dims, int) else dims)], keep
 
 
-def _reduce_axes(low: Lowering, node: Any) -> Sequence[int]:
+def _reduce_axes(low: Tiling, node: Any) -> Sequence[int]:
     dims, keep = _reduced(node)
     axes = low.axes_of(node.args[0])
     return [UNIT if d in dims else axis for d, axis in enumerate(axes) if keep or d not in dims]
 
 
-def _reduction(function: str, join: str, fill: str) -> Callable[[Lowering, Any, Value, Place], str | None]:
+def _reduce_gathers(low: Tiling, node: Any) -> Sequence[int]:
+    axes = low.axes_of(node.args[0])
+    return [axes[dim] for dim in _reduced(node)[0]]
+
+
+CodeOf = Callable[[Tiling, Any, Value, Place], Code | None]
+
+
+def _reduction(function: str, join: Callable[[Code, Code], Code], fill: str) -> CodeOf:
     """`function` over the lanes of each tile, `join` over the tiles; `fill` where a tile holds nothing."""
 
-    def text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
+    def code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
         dims, keep = _reduced(node)
-        given, kept = low.value(node.args[0]), iter(place)
+        whole, kept = low.value(node.args[0]), iter(place)
         choices: list[list[Segment]] = []
-        for d, axis in enumerate(given.axes):
-            mine = next(kept) if keep or d not in dims else LANE
-            choices.append(low.segments(axis) if d in dims else [mine])
-        parts = []
-        for one in combinations(*choices):
-            part = low.masked(given, one, dims, fill)
+        for d, axis in enumerate(whole.axes):
+            own = next(kept) if keep or d not in dims else LANE
+            choices.append(low.segments(axis) if d in dims else [own])
+        total: Code | None = None
+        for tile in combinations(*choices):
+            part = low.masked(whole, tile, dims, fill)
             for d in sorted(dims, reverse=True):
-                part = f"{function}({part}, axis={d}{', keep_dims=True' if keep else ''})"
-            parts.append(part)
-        whole = parts[0]
-        for part in parts[1:]:
-            whole = join.format(whole, part)
-        return whole
+                part = Code.call(f"{function}({part}, axis={d}{', keep_dims=True' if keep else ''})")
+            total = part if total is None else _written(low, node, place, join(total, part))
+        return total
 
-    return text
+    return code
 
 
-def _mean(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
-    total = _reduction("tl.sum", "{} + {}", "0.0")(low, node, value, place)
-    count = 1
-    for d in _reduced(node)[0]:
-        count *= shape_of(node.args[0])[d]
-    return f"({total}) / {count}" if " + " in (total or "") else f"{total} / {count}"
+def _written(low: Tiling, node: Any, place: Place, code: Code) -> Code:
+    """A value on a line of its own, where several tiles are joined one after the other."""
+    name = low.variable(node, place)
+    low.source.line(f"{name} = {code}")
+    return Code.name(name)
+
+
+def _plus(left: Code, right: Code) -> Code:
+    return Code(f"{left} + {right}")
+
+
+def _either(function: str) -> Callable[[Code, Code], Code]:
+    return lambda left, right: Code.call(f"{function}({left}, {right})")
+
+
+def _mean(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
+    total = _reduction("tl.sum", _plus, "0.0")(low, node, value, place)
+    count = prod(shape_of(node.args[0])[dim] for dim in _reduced(node)[0])
+    return None if total is None else Code(f"{total.grouped} / {count}")
 
 
 # --- order and shape -------------------------------------------------------------------------------------------------
@@ -152,80 +159,87 @@ def _swaps(node: Any) -> bool:
     return dimensions == 2
 
 
-def _transpose_axes(low: Lowering, node: Any) -> Sequence[int]:
+def _transpose_axes(low: Tiling, node: Any) -> Sequence[int]:
     axes = low.axes_of(node.args[0])
     return axes[::-1] if _swaps(node) else axes
 
 
-def _transpose_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
-    given = node.args[0]
+def _transpose_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
+    operand = node.args[0]
     if not _swaps(node):
-        return low.value(given).tiles[place]
-    if given.target is aten.t.default and _swaps(given):  # there and back
-        return low.value(given.args[0]).tiles[place]
-    text = low.value(given).tiles[place[::-1]]
-    return f"tl.trans({text})" if low.is_tile(text) else text
+        return low.value(operand).tiles[place]
+    if operand.target is aten.t.default and _swaps(operand):  # there and back
+        return low.value(operand.args[0]).tiles[place]
+    code = low.value(operand).tiles[place[::-1]]
+    return code if code.is_number else Code.call(f"tl.trans({code})")
 
 
-def _view_axes(low: Lowering, node: Any) -> Sequence[int]:
-    given = node.args[0]
-    sizes = shape_of(node)
-    if [size for size in sizes if size != 1] != [size for size in shape_of(given) if size != 1]:
-        raise KernelError(f"{node.target} of {shape_of(given)} to {sizes} mixes axes")
-    long = iter([axis for axis in low.axes_of(given) if axis != UNIT])
-    return [UNIT if size == 1 else next(long) for size in sizes]
+def _view_axes(low: Tiling, node: Any) -> Sequence[int]:
+    before, after = shape_of(node.args[0]), shape_of(node)
+    if [size for size in after if size != 1] != [size for size in before if size != 1]:
+        raise KernelError(f"{node.target} of {before} to {after} mixes axes")
+    long = iter([axis for axis in low.axes_of(node.args[0]) if axis != UNIT])
+    return [UNIT if size == 1 else next(long) for size in after]
 
 
-def _view_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
-    given = low.value(node.args[0])
+def _view_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
+    whole = low.value(node.args[0])
     long = iter([segment for segment, axis in zip(place, value.axes, strict=True) if axis != UNIT])
-    text = given.tiles[tuple(LANE if axis == UNIT else next(long) for axis in given.axes)]
-    if given.axes == value.axes or not low.is_tile(text):
-        return text
+    code = whole.tiles[tuple(LANE if axis == UNIT else next(long) for axis in whole.axes)]
+    if whole.axes == value.axes or code.is_number:
+        return code
     if not value.axes:
-        return f"tl.sum({f'tl.sum({text}, axis=1)' if len(given.axes) == 2 else text}, axis=0)"
-    shape = f"[{', '.join(str(segment.tile) for segment in place)}]"
-    return f"tl.reshape({text}, {shape})" if given.axes else f"tl.full({shape}, {text}, tl.float32)"
+        return Code.call(f"tl.sum({f'tl.sum({code}, axis=1)' if len(whole.axes) == 2 else code}, axis=0)")
+    return Code.call(f"tl.reshape({code}, [{sides(place)}])") if whole.axes else _filled(code, place)
 
 
-def _expand_axes(low: Lowering, node: Any) -> Sequence[int]:
-    mine, sizes = low.axes_of(node.args[0]), shape_of(node)
-    axes = [UNIT] * (len(sizes) - len(mine)) + list(mine)
+def _expand_axes(low: Tiling, node: Any) -> Sequence[int]:
+    own, sizes = low.axes_of(node.args[0]), shape_of(node)
+    axes = [UNIT] * (len(sizes) - len(own)) + list(own)
     return [low.axis(size) if axis == UNIT else axis for size, axis in zip(sizes, axes, strict=True)]
 
 
-def _expand_text(low: Lowering, node: Any, value: Value, place: Place) -> str | None:
-    text = low.operand(node.args[0], value, place)
-    if low.axes_of(node.args[0]) == value.axes or not low.is_tile(text):
-        return text
-    shape = f"[{', '.join(str(segment.tile) for segment in place)}]"
-    return f"tl.broadcast_to({text}, {shape})" if low.axes_of(node.args[0]) else f"tl.full({shape}, {text}, tl.float32)"
+def _expand_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
+    code = low.operand(node.args[0], value, place)
+    if low.axes_of(node.args[0]) == value.axes or code.is_number:
+        return code
+    wide = Code.call(f"tl.broadcast_to({code}, [{sides(place)}])")
+    return wide if low.axes_of(node.args[0]) else _filled(code, place)
+
+
+def _filled(code: Code, place: Place) -> Code:
+    """A tile full of one scalar."""
+    return Code.call(f"tl.full([{sides(place)}], {code}, tl.float32)")
 
 
 # --- constants -------------------------------------------------------------------------------------------------------
 
 
-def _constant_axes(low: Lowering, node: Any) -> Sequence[int]:
-    given = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-    if given is not None and shape_of(given) == shape_of(node):
-        return low.axes_of(given)
+def _constant_axes(low: Tiling, node: Any) -> Sequence[int]:
+    like = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+    if like is not None and shape_of(like) == shape_of(node):
+        return low.axes_of(like)
     return [low.axis(size) for size in shape_of(node)]
 
 
-def _constant(at: int | None = None, fixed: str = "0.0") -> Row:
+def _constant(at: int | None = None, fixed: float = 0.0) -> Row:
     """A number: argument `at` of the operator, or always the same one."""
-    return Row(_constant_axes, lambda low, node, value, place: fixed if at is None else number(node.args[at]))
+    return Row(_constant_axes, lambda low, node, value, place: Code.number(fixed if at is None else node.args[at]))
 
 
-_SUM = Row(_reduce_axes, _reduction("tl.sum", "{} + {}", "0.0"))
-_MAX = Row(_reduce_axes, _reduction("tl.max", "tl.maximum({}, {})", 'float("-inf")'))
-_MIN = Row(_reduce_axes, _reduction("tl.min", "tl.minimum({}, {})", 'float("inf")'))
-_MEAN = Row(_reduce_axes, _mean)
-_PRODUCT = Row(_product_axes, _product_text)
-_TRANSPOSE = Row(_transpose_axes, _transpose_text, moves=True, inline=True)
-_VIEW = Row(_view_axes, _view_text, moves=True)
-_EXPAND = Row(_expand_axes, _expand_text)
-_WINDOW = Row(window_axes, window_text)
+def _reducing(code: CodeOf) -> Row:
+    return Row(_reduce_axes, code, gathers=_reduce_gathers)
+
+
+_SUM = _reducing(_reduction("tl.sum", _plus, "0.0"))
+_MAX = _reducing(_reduction("tl.max", _either("tl.maximum"), 'float("-inf")'))
+_MIN = _reducing(_reduction("tl.min", _either("tl.minimum"), 'float("inf")'))
+_MEAN = _reducing(_mean)
+_PRODUCT = Row(_product_axes, _product_code, gathers=_product_gathers)
+_TRANSPOSE = Row(_transpose_axes, _transpose_code, moves=True, inline=True)
+_VIEW = Row(_view_axes, _view_code, moves=True)
+_EXPAND = Row(_expand_axes, _expand_code)
+_WINDOW = Row(window_axes, window_code)
 
 LISTS = (aten.split.Tensor, aten.split_with_sizes.default)  # their pieces are taken by getitem
 TABLE: dict[Any, Row] = {
@@ -258,16 +272,16 @@ TABLE: dict[Any, Row] = {
     aten.expand.default: _EXPAND,
     aten.slice.Tensor: _WINDOW,
     operator.getitem: _WINDOW,
-    aten.cat.default: Row(cat_axes, cat_text),
-    aten.slice_scatter.default: Row(scatter_axes, scatter_text),
+    aten.cat.default: Row(cat_axes, cat_code),
+    aten.slice_scatter.default: Row(scatter_axes, scatter_code),
     aten.scalar_tensor.default: _constant(0),
     aten.full.default: _constant(1),
     aten.full_like.default: _constant(1),
     aten.new_full.default: _constant(2),
     aten.fill.Scalar: _constant(1),
-    aten.ones.default: _constant(fixed="1.0"),
-    aten.ones_like.default: _constant(fixed="1.0"),
-    aten.new_ones.default: _constant(fixed="1.0"),
+    aten.ones.default: _constant(fixed=1.0),
+    aten.ones_like.default: _constant(fixed=1.0),
+    aten.new_ones.default: _constant(fixed=1.0),
     **dict.fromkeys(
         (
             aten.zeros.default,
