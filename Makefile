@@ -1,15 +1,19 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
+# `make test TORCH=2.15.0` runs the suite with another release of torch, in a virtual environment of its own.
 PYTHON ?= python3
-VENV := .venv
+TORCH ?=
+VENV := .venv$(if $(TORCH),-torch$(TORCH))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+PINS := $(VENV)/constraints.txt
 
 .PHONY: demo test bench lint clean
 
 demo: $(STAMP)
 	$(BIN)/noble-fx demo $(ARGS)
 
-test: $(STAMP) lint
+# The types are those of the release in constraints.txt, so another one is not linted with.
+test: $(STAMP) $(if $(TORCH),,lint)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
@@ -21,12 +25,14 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # torch first and alone: its pin must be in place before anything else could ask for another build of it.
+# Another release of torch brings the triton and the setuptools that it was made for, so their pins go with torch's.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade -c constraints.txt pip
-	$(BIN)/pip install --quiet -c constraints.txt torch
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[onnx,report,hf,dev]"
+	$(if $(TORCH),sed -E '/^(torch|triton|setuptools)==/d; $$a torch==$(TORCH)',cat) constraints.txt > $(PINS)
+	$(BIN)/pip install --quiet --upgrade -c $(PINS) pip
+	$(BIN)/pip install --quiet -c $(PINS) torch
+	$(BIN)/pip install --quiet -c $(PINS) -e ".[onnx,report,hf,dev]"
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-torch* demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,7 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 import noble_fx
-from noble_fx.demo import as_json, environment, load_example
+from examples import train_bytes
+from examples.byte_gpt import ByteGPT
+from examples.demo_result import as_json, environment
 
 KINDS = ("plain", "noble")
 LRS = (1e-3, 2e-3, 4e-3, 8e-3)
@@ -40,14 +42,13 @@ def measure(job: Job, steps: int, rank: int, threads: int) -> Record:
     """One training run of the demo's model with the demo's settings."""
     kind, lr, seed = job
     torch.set_num_threads(threads)
-    gpt, data = load_example("byte_gpt"), load_example("train_bytes")
     torch.manual_seed(seed)
-    model = gpt.ByteGPT()
+    model = ByteGPT()
     if kind == "noble":
         model = noble_fx.transform(model, rank=rank, act="cosnet", seed=seed)
     groups = noble_fx.param_groups(model, lr=lr, weight_decay=0.1)
     started = time.perf_counter()
-    curve = data.train(model, groups, data.standard_library(), steps, seed=seed)
+    curve = train_bytes.train(model, groups, train_bytes.standard_library(), steps, seed=seed)
     return {
         "model": kind,
         "lr": lr,
@@ -77,8 +78,8 @@ class Bench:
         threads = max(1, torch.get_num_threads() // self.arguments.jobs)
         # Spawned, not forked: a child with torch's threads half copied may hang.
         with ProcessPoolExecutor(self.arguments.jobs, mp_context=get_context("spawn")) as pool:
-            found = [pool.submit(measure, job, self.arguments.steps, self.arguments.rank, threads) for job in jobs]
-            for job, future in zip(jobs, found, strict=True):
+            futures = [pool.submit(measure, job, self.arguments.steps, self.arguments.rank, threads) for job in jobs]
+            for job, future in zip(jobs, futures, strict=True):
                 self.runs[job] = future.result()
                 print(f"{job[0]:>5}  lr {job[1]:g}  seed {job[2]}  loss {self.runs[job]['final']:.4f}", flush=True)
                 self.write({})
@@ -100,13 +101,13 @@ class Bench:
         }
 
     def _ratio(self, plain_lr: float, noble_lr: float, seed: int) -> Record:
-        data, steps = load_example("train_bytes"), self.arguments.steps
+        steps = self.arguments.steps
         plain, noble = self.runs["plain", plain_lr, seed], self.runs["noble", noble_lr, seed]
-        reached = data.steps_to_reach(data.Curve(**noble["curve"]), plain["final"])
+        reached = train_bytes.steps_to_reach(train_bytes.Curve(**noble["curve"]), plain["final"])
         if reached is not None:
             ratio = steps / reached
         else:  # NOBLE lost: the plain model's step at NOBLE's final loss, a ratio below 1
-            ratio = data.steps_to_reach(data.Curve(**plain["curve"]), noble["final"]) / steps
+            ratio = train_bytes.steps_to_reach(train_bytes.Curve(**plain["curve"]), noble["final"]) / steps
         return {"seed": seed, "plain": plain["final"], "noble": noble["final"], "reached": reached, "ratio": ratio}
 
     def write(self, summary: Record) -> None:

@@ -57,9 +57,9 @@ def machine() -> dict[str, object]:
     from pathlib import Path
 
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    model = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
     return {
-        "cpu": found.group(1) if found else platform.processor(),
+        "cpu": model.group(1) if model else platform.processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -180,9 +180,9 @@ def sample(model: nn.Module, prompt: str, length: int, context: int, seed: int =
 
 def main() -> None:
     """Train a model with branches for 200 steps and let it write."""
-    from byte_gpt import ByteGPT
-
     import noble_fx
+
+    from .byte_gpt import ByteGPT
 
     torch.manual_seed(0)
     model = noble_fx.transform(ByteGPT(), rank=16, act="cosnet", seed=0)

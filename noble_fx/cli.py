@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ _DTYPES = {
     name: getattr(torch, name)
     for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 }
+_SETTINGS = ("branch", "act", "select", "exclude", "preset", "capture")  # fields of NobleConfig that a text can name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +106,7 @@ def _model_command(commands: Any, name: str, text: str, run: Callable[[argparse.
     command.add_argument("model", help="package.module:factory or hf:CONFIG.json")
     command.add_argument("--rank", type=_rank, help='an integer, a share such as 0.05, or a budget such as "4%%"')
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    for field in ("act", "select", "exclude", "preset", "capture"):
+    for field in _SETTINGS:
         command.add_argument(f"--{field}", help=f"as in noble_fx.transform (default: {_default(field)!r})")
     command.set_defaults(run=run)
     return command
@@ -126,23 +128,35 @@ def _rank(text: str) -> int | float | str:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    names = ("rank", "act", "select", "exclude", "preset", "capture")
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
+    return {name: value for name in ("rank", *_SETTINGS) if (value := getattr(args, name)) is not None}
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from noble_fx.demo import run_demo  # imports matplotlib
+    settings = {name: getattr(args, name) for name in ("steps", "lr", "rank", "seed", "folder")}
+    _example("demo").run_demo(**{name: value for name, value in settings.items() if value is not None})
 
-    given = {name: getattr(args, name) for name in ("steps", "lr", "rank", "seed", "folder")}
-    run_demo(**{name: value for name, value in given.items() if value is not None})
+
+def _example(name: str) -> ModuleType:
+    """The module `examples/<name>.py`: inside the package in a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    for folder, full_name in (
+        (package / "examples", f"noble_fx.examples.{name}"),
+        (package.parent / "examples", f"examples.{name}"),
+    ):
+        if (folder / f"{name}.py").is_file():
+            return importlib.import_module(full_name)
+    raise NobleError(
+        f"examples/{name}.py is neither inside {package} nor beside it; "
+        "reinstall noble-fx, or run from a checkout of its repository"
+    )
 
 
 def _sites(args: argparse.Namespace) -> None:
-    found = noble_fx.sites(args.model if _is_file(args.model) else build_model(args.model), **_settings(args))
+    sites = noble_fx.sites(args.model if _is_file(args.model) else build_model(args.model), **_settings(args))
     if args.json:
-        print(json.dumps([site.to_dict() for site in found], indent=2, ensure_ascii=False))
+        print(json.dumps([site.to_dict() for site in sites], indent=2, ensure_ascii=False))
     else:
-        Console().print(site_table(found))
+        Console().print(site_table(sites))
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -156,7 +170,7 @@ def _explain(args: argparse.Namespace) -> None:
 
 
 def _kernels(args: argparse.Namespace) -> None:
-    found = noble_fx.kernels(
+    kernels = noble_fx.kernels(
         args.act,
         in_features=args.in_features,
         out_features=args.out_features,
@@ -166,17 +180,17 @@ def _kernels(args: argparse.Namespace) -> None:
         preset=args.preset,
     )
     if args.kernel:
-        found = found.only(args.kernel)
+        kernels = kernels.only(args.kernel)
     if args.write:
-        found.write(args.write)
+        kernels.write(args.write)
     console = Console()
     if args.target:
-        console.print(found)
-        console.print(resource_table(found.compile(args.target), args.target))
+        console.print(kernels)
+        console.print(resource_table(kernels.compile(args.target), args.target))
     elif args.write:
-        console.print(found)
+        console.print(kernels)
     else:
-        for source in found.sources.values():
+        for source in kernels.sources.values():
             if console.is_terminal:
                 console.print(Syntax(source, "python"))
             else:  # as it is, so that it can be piped into a file
@@ -189,20 +203,20 @@ def _is_file(spec: str) -> bool:
 
 def _export(args: argparse.Namespace) -> None:
     model = build_model(args.model, device="cpu").eval()
-    examples, named = _examples(args.inputs or [], model)
+    examples, named = _example_inputs(args.inputs or [], model)
     if args.weights is not None:
         model = noble_fx.load(model, args.weights)
     else:
-        given = (examples, named) if args.capture == "export" else (None, None)
-        model = noble_fx.transform(model, example_inputs=given[0], example_kwargs=given[1], **_settings(args))
+        inputs = (examples, named) if args.capture == "export" else (None, None)
+        model = noble_fx.transform(model, example_inputs=inputs[0], example_kwargs=inputs[1], **_settings(args))
     console = Console()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    shown = Progress(*columns, console=console, transient=True)
-    with shown:
-        task = shown.add_task("transform", total=len(STAGES))
+    bar = Progress(*columns, console=console, transient=True)
+    with bar:
+        task = bar.add_task("transform", total=len(STAGES))
 
         def progress(stage: str) -> None:
-            shown.update(task, description=stage, completed=STAGES.index(stage))
+            bar.update(task, description=stage, completed=STAGES.index(stage))
 
         report = noble_fx.export_onnx(
             model,
@@ -224,26 +238,26 @@ def _export(args: argparse.Namespace) -> None:
         console.print(report)
 
 
-def _examples(specs: Sequence[str], model: nn.Module) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+def _example_inputs(specs: Sequence[str], model: nn.Module) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Example inputs from their descriptions; a language model gets token ids by itself."""
     if not specs and hasattr(getattr(model, "config", None), "vocab_size"):
         specs = ["input_ids=2x8:int64"]
     if not specs:
         raise ConfigError("export needs an example input: --input 2x16:int64, or --input NAME=2x3x224x224 for floats")
-    made = [_example(spec, model) for spec in specs]
-    return tuple(t for name, t in made if not name), {name: t for name, t in made if name}
+    tensors = [_example_input(spec, model) for spec in specs]
+    return tuple(t for name, t in tensors if not name), {name: t for name, t in tensors if name}
 
 
-def _example(spec: str, model: nn.Module) -> tuple[str, Tensor]:
+def _example_input(spec: str, model: nn.Module) -> tuple[str, Tensor]:
     name, _, rest = spec.rpartition("=")
     sizes, _, dtype = rest.partition(":")
     try:
         shape = [int(size) for size in sizes.split("x")]
         kind = _DTYPES[dtype or "float32"]
     except (ValueError, KeyError):
-        known = ", ".join(_DTYPES)
+        dtypes = ", ".join(_DTYPES)
         raise ConfigError(
-            f"--input {spec!r} is not [NAME=]SHAPE[:DTYPE], such as x=2x16:int64; dtypes: {known}"
+            f"--input {spec!r} is not [NAME=]SHAPE[:DTYPE], such as x=2x16:int64; dtypes: {dtypes}"
         ) from None
     generator = torch.Generator().manual_seed(0)
     if kind.is_floating_point:

@@ -1,10 +1,19 @@
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 
 import noble_fx
 from noble_fx import cli
+from noble_fx.branches import kinds
+
+ROOT = Path(__file__).parents[1]
 
 LLAMA = {
     "model_type": "llama",
@@ -37,9 +46,9 @@ def test_sites_of_a_factory(capsys):
 
 def test_sites_as_json(capsys, config):
     assert cli.main(["sites", config, "--rank", "0.25", "--select", "ffn", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {site["rank"] for site in found if site["selected"]} == {8}
-    assert {site["role"] for site in found if site["selected"]} == {"ffn.in", "ffn.gate", "ffn.out"}
+    sites = json.loads(capsys.readouterr().out)
+    assert {site["rank"] for site in sites if site["selected"]} == {8}
+    assert {site["role"] for site in sites if site["selected"]} == {"ffn.in", "ffn.gate", "ffn.out"}
 
 
 def test_explain_with_a_budget(capsys, config):
@@ -108,8 +117,8 @@ def test_export_of_saved_weights_from_a_config(capsys, config, tmp_path):
     assert cli.main(arguments) == 0
     with torch.no_grad():
         expected = model.eval()(input_ids=torch.ones(1, 3, dtype=torch.int64)).logits
-    found = noble_fx.runtime.OnnxModel(out)(torch.ones(1, 3, dtype=torch.int64))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    logits = noble_fx.runtime.OnnxModel(out)(torch.ones(1, 3, dtype=torch.int64))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     assert "fold_branch × 14" in capsys.readouterr().out
 
 
@@ -146,3 +155,52 @@ def test_kernels_for_a_target_and_a_folder(capsys, tmp_path, monkeypatch):
 def test_kernels_of_what_cannot_be(wrong, capsys):
     assert cli.main([*KERNELS, *wrong]) == 2
     assert "noble-fx: " in capsys.readouterr().err
+
+
+def test_the_demo_is_found_in_an_installed_package(tmp_path):
+    """A wheel holds `examples/` where pyproject puts it; nothing of the checkout is on the path then."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]
+    for source, target in {**{name: name for name in wheel["packages"]}, **wheel["force-include"]}.items():
+        shutil.copytree(ROOT / source, tmp_path / target, dirs_exist_ok=True)
+    code = "from noble_fx import cli; print(cli._example('demo').__file__); cli.main(['demo', '--steps', '0'])"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True
+    )
+    assert answer.stdout.strip() == str(tmp_path / "noble_fx" / "examples" / "demo.py"), answer.stderr
+    assert "steps=0 must be at least 1" in answer.stderr
+
+
+def test_a_package_without_its_examples_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "noble_fx" / "cli.py"))
+    assert cli.main(["demo", "--steps", "1"]) == 2
+    assert "examples/demo.py is neither inside" in " ".join(capsys.readouterr().err.split())
+
+
+def with_an_unfused_kind():
+    noble_fx.register_branch("cli_scale", ScaleBranch)
+    return small()
+
+
+class ScaleBranch(noble_fx.Branch):
+    kind = "cli_scale"
+
+    def __init__(self, *sizes_and_config):
+        super().__init__(*sizes_and_config)
+        self.scale = torch.nn.Parameter(torch.empty(self.out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        torch.nn.init.ones_(self.scale)
+
+    def forward(self, x, rows=None):
+        return x.mean(-1, keepdim=True) * (self.scale if rows is None else self.scale[rows])
+
+
+def test_a_kind_of_branch_by_its_name(capsys, monkeypatch):
+    monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
+    arguments = ["tests.test_cli:with_an_unfused_kind", "--rank", "2", "--select", "all", "--branch", "cli_scale"]
+    assert cli.main(["explain", *arguments]) == 0
+    assert "branches of kind 'cli_scale' have no fused form" in capsys.readouterr().out
+    assert cli.main(["sites", "tests.test_cli:small", "--branch", "nobel"]) == 2
+    assert "branch='nobel' is unknown; nearest: 'noble'" in " ".join(capsys.readouterr().err.split())

@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def blocks(kind: str) -> list[str]:
-    return [body for found, body in BLOCKS if found == kind]
+    return [body for language, body in BLOCKS if language == kind]
 
 
 def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
@@ -58,8 +58,16 @@ def test_commands_exist_or_run(command, monkeypatch, capsys, tmp_path):
         assert shown.get(arguments[0], "ffn.in") in capsys.readouterr().out
 
 
+def headings(page: Path) -> set[str]:
+    """The names under which a page's headings can be linked to."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for target, heading in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", TEXT):
+        if not target.startswith("https://"):
+            assert not target or (ROOT / target).exists(), target
+            assert not heading or heading in headings(ROOT / target if target else ROOT / "README.md"), heading
     for target in re.findall(r"`((?:docs|examples|benchmarks|tests)/[\w./]+)`", TEXT):
         assert (ROOT / target).exists(), target

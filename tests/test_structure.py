@@ -26,10 +26,10 @@ ROOMS = [
     {"training", "checkpoint", "explain", "fold"},
     {"onnx_export"},
     {"__init__"},
-    {"demo", "cli"},
+    {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if "examples" not in path.parts)
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def module_of(path: Path) -> str:

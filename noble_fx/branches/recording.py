@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from noble_fx.torch_versions import TorchDispatchMode
 
 ROWS = 6
 Result = TypeVar("Result")

@@ -25,6 +25,7 @@ from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.sites.find import LinearMap, find_maps
 from noble_fx.sites.site import Site
+from noble_fx.torch_versions import is_compiled
 
 HISTORY = "noble_fx"  # where a graph module keeps the history of its passes, in `meta`
 
@@ -129,7 +130,7 @@ def check_model(model: Any) -> None:
     """Refuse what is no plain nn.Module any more (compiled, scripted)."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"noble_fx.transform takes an nn.Module, not {type(model).__name__}")
-    if isinstance(model, torch._dynamo.OptimizedModule):
+    if is_compiled(model):
         raise CaptureError("the model is already compiled; transform the plain model, then call torch.compile on it")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("the model is a ScriptModule, which cannot be rewritten; transform the Python model")

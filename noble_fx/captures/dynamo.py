@@ -26,6 +26,7 @@ from noble_fx.passes.history import Step
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.schema import LINEAR, LINEAR_GROUP
+from noble_fx.torch_versions import HigherOrderOperator, graph_pass, inductor
 
 NAME = "noble_fx"
 
@@ -70,13 +71,11 @@ def compile_graph(
 def _with_inductor(
     graph_module: fx.GraphModule, example_inputs: Sequence[Any], mode: str | None, options: dict[str, Any], key: str
 ) -> Any:
-    from torch._inductor import config, list_mode_options
-    from torch._inductor.compile_fx import compile_fx
-
-    patches = {**(list_mode_options(mode) if mode else {}), **options}
-    hook = "post_grad_custom_pre_pass"
-    patches[hook] = _cache_key_pass(key, patches.get(hook, getattr(config, hook)))
-    return compile_fx(graph_module, list(example_inputs), config_patches=patches)
+    parts = inductor()
+    patches = {**(parts.list_mode_options(mode) if mode else {}), **options}
+    hook = parts.first_pass
+    patches[hook] = _cache_key_pass(key, patches.get(hook, getattr(parts.config, hook)))
+    return parts.compile_fx(graph_module, list(example_inputs), config_patches=patches)
 
 
 # --- Inductor's cache ------------------------------------------------------------------------------------------------
@@ -100,19 +99,17 @@ def _sources() -> str:
 
 def _cache_key_pass(key: str, users: Any) -> Any:
     """Inductor's way to make a pass part of its cache key: an object with a `uuid`; the user's own pass runs in it."""
-    from torch._inductor.custom_graph_pass import CustomGraphPass
 
-    class PassList(CustomGraphPass):
-        def __call__(self, graph: fx.Graph) -> None:
-            if users is not None:
-                users(graph)
+    def run(graph: fx.Graph) -> None:
+        if users is not None:
+            users(graph)
 
-        def uuid(self) -> Any:
-            theirs = users.uuid() if hasattr(users, "uuid") else None
-            # None asks Inductor not to cache: nobody can tell when a pass without a name of its own changes.
-            return key if users is None else None if theirs is None else (key, theirs)
+    def uuid() -> Any:
+        theirs = users.uuid() if hasattr(users, "uuid") else None
+        # None asks Inductor not to cache: nobody can tell when a pass without a name of its own changes.
+        return key if users is None else None if theirs is None else (key, theirs)
 
-    return PassList()
+    return graph_pass(run, uuid)
 
 
 # --- the graph -------------------------------------------------------------------------------------------------------
@@ -125,7 +122,7 @@ def _placeholders(graph_module: fx.GraphModule) -> list[fx.Node]:
 def _bodies(graph_module: fx.GraphModule) -> Iterator[tuple[fx.Node, fx.GraphModule, Sequence[Any]]]:
     """Every call of a graph inside this graph (an activation checkpoint), with that graph and the call's operands."""
     for node in graph_module.graph.nodes:
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if isinstance(node.target, HigherOrderOperator):
             for i, arg in enumerate(node.args):
                 body = getattr(graph_module, str(arg.target), None) if isinstance(arg, fx.Node) else None
                 if isinstance(body, fx.GraphModule) and len(_placeholders(body)) == len(node.args) - i - 1:

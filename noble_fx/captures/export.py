@@ -43,10 +43,10 @@ from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, Refusal
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import LinearMap, find_maps
+from noble_fx.torch_versions import decides_on_values
 
 _NOT_THE_MODELS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
 _CACHES = ("past_key_values", "past_key_value", "cache_params", "past_buckets_states")
-_DECIDES = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _why(model: nn.Module, bound: Bound, error: Exception) -> Exception:
     cause = first_line(error)
     if bound.given_shapes and blames_shapes(error):
         return CaptureError(misfit(cause))
-    decides = type(error).__name__ in _DECIDES or "data-dependent" in str(error)
+    decides = decides_on_values(error)
     if not decides and (own := _own_failure(model, bound)) is not None:
         return CaptureError(
             f"the model itself fails on the example inputs{_where(own)}: {type(own).__name__}: {first_line(own)}; "

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.node import _get_qualified_name, map_aggregate
+from torch.fx.node import map_aggregate
 
 from noble_fx.ops.operands import Operands
 from noble_fx.schema import LINEAR, LINEAR_GROUP
+from noble_fx.torch_versions import HigherOrderOperator, OpOverload, qualified_name
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,13 @@ def _resolved(value: Any, nodes: dict[str, fx.Node]) -> Any:
 
 
 def _write_target(target: Any) -> Any:
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return _Operator(f"{target._schema.name.replace('::', '.')}.{target._overloadname}")
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, HigherOrderOperator):
         return _Operator(f"higher_order.{target.name()}")
     if not callable(target):
         return target
-    module, _, name = _get_qualified_name(target).rpartition(".")  # torch's own functions do not know their module
+    module, _, name = qualified_name(target).rpartition(".")  # torch's own functions do not know their module
     written = _Function(module or "builtins", name)
     try:
         same = _read_target(written) is target

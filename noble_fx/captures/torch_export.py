@@ -18,10 +18,9 @@ from torch.utils import _pytree as pytree
 
 from noble_fx.captures.forward_signature import arguments_named
 from noble_fx.errors import NobleError
+from noble_fx.torch_versions import ABOUT_SHAPES
 
 _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.fx.experimental.symbolic_shapes", "torch.export")
-# What an exporter's error means where dynamic_shapes is to blame.
-_SHAPES = ("dynamic_shapes", "onstraint", "dynamic dim", "marked as dynamic", "Dim.")
 
 
 def export_program(
@@ -109,7 +108,7 @@ def at_least_two(arguments: Any) -> Any:
 
 def blames_shapes(error: BaseException) -> bool:
     """True for an exporter's error that is about the dynamic sizes which it was given."""
-    return any(word in f"{type(error).__name__}: {error}" for word in _SHAPES)
+    return any(word in f"{type(error).__name__}: {error}" for word in ABOUT_SHAPES)
 
 
 def misfit(cause: str) -> str:

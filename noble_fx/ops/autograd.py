@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from noble_fx.ops.operands import Operands, places
+from noble_fx.torch_versions import below_autograd, in_functorch
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def autograd_rule(operator: Recomputed) -> Callable[..., Any]:
     """What runs under the Autograd key."""
 
     def rule(*arguments: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
+        if in_functorch():
             return operator.eager(*arguments)
         if torch.is_grad_enabled():
             operands = operator.read(arguments)
@@ -101,7 +102,7 @@ def autograd_rule(operator: Recomputed) -> Callable[..., Any]:
             if any(tensor is not None and tensor.requires_grad for tensor in flat):
                 y = _RecomputedFunction.apply(operator, arguments, len(operands.sites), *flat)[:-1]
                 return list(y) if operator.grouped else y[0]
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return operator.call(*arguments)
 
     return rule

@@ -25,6 +25,7 @@ from noble_fx.ops.operands import Operands, SiteOperands
 from noble_fx.runtime.autotune import Variant, choose
 from noble_fx.runtime.layer_kernels import LayerKernels, layer_kernels
 from noble_fx.runtime.load import have_triton
+from noble_fx.torch_versions import tf32_products
 
 _OLDEST = (8, 0)  # the first NVIDIA GPUs with bfloat16 on tensor cores
 _log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def kernels_for(operands: Operands[Tensor], bias: bool, down_bias: bool) -> Laye
         return None
     columns, rank = tuple(site.weight.shape[0] for site in sites), sites[0].down.shape[0]
     layer = Layer(x.shape[-1], columns, rank, operands.key, x.dtype, stored.pop(), bias, down_bias)
-    tf32 = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    tf32 = x.dtype == torch.float32 and tf32_products()
     kernels = _kernels(layer, gpu, tf32)
     return kernels if isinstance(kernels, LayerKernels) and kernels.title not in _refused else None
 

@@ -6,10 +6,10 @@ import inspect
 import operator
 from typing import Any
 
-import torch
 from torch import fx
 
 from noble_fx.passes.match import ModelGraph
+from noble_fx.torch_versions import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 _IN_PLACE = {
     operator.setitem, operator.delitem, operator.iadd, operator.isub, operator.imul, operator.itruediv,
@@ -33,11 +33,11 @@ def has_effect(node: fx.Node, graph: ModelGraph) -> bool:
 
 def _function_has_effect(node: fx.Node) -> bool:
     function: Any = node.target
-    if isinstance(function, torch._ops.HigherOrderOperator) or function in _IN_PLACE:
+    if isinstance(function, HigherOrderOperator) or function in _IN_PLACE:
         return True
     name = str(getattr(function, "__name__", function))
-    if isinstance(function, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        overloads = [function] if isinstance(function, torch._ops.OpOverload) else _overloads(function)
+    if isinstance(function, OpOverload | OpOverloadPacket):
+        overloads = [function] if isinstance(function, OpOverload) else _overloads(function)
         mutable = any(overload._schema.is_mutable for overload in overloads)
     else:
         library = (getattr(function, "__module__", None) or "torch").split(".")[0]
@@ -45,7 +45,7 @@ def _function_has_effect(node: fx.Node) -> bool:
     return mutable or (node.is_impure(impure_random=False) and not name.startswith(_ONLY_CHECK))
 
 
-def _overloads(packet: torch._ops.OpOverloadPacket) -> list[torch._ops.OpOverload]:
+def _overloads(packet: OpOverloadPacket) -> list[OpOverload]:
     return [getattr(packet, name) for name in packet.overloads()]
 
 

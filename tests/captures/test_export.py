@@ -307,7 +307,7 @@ class Branching(nn.Module):
         (tiny, {}, "none were given; pass example_inputs"),
         (tiny, {"example_inputs": (tokens(), tokens())}, "do not fit forward.*too many positional"),
         (tiny, {"example_kwargs": {"other": tokens()}}, "do not fit forward.*missing a required argument: 'idx'"),
-        (tiny, {"example_inputs": (tokens().float(),)}, "the model itself fails on the example inputs"),
+        (Calls, {"example_inputs": (torch.ones(2, 7),)}, "the model itself fails on the example inputs"),
         (tiny, {"example_inputs": (tokens().to("meta"),)}, r"on meta and the model on cpu; move it with .to\('cpu'\)"),
         (Branching, {"example_inputs": (torch.ones(2, 8),)}, "decides on the values of a tensor.*capture='modules'"),
         (lambda: fx.symbolic_trace(tiny()), {"example_inputs": (tokens(),)}, "is a GraphModule"),

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from noble_fx.branches.trace import ActivationProgram, activation_functions, activation_program
+from noble_fx.torch_versions import decompositions, merge_equal_nodes
 
 ROWS = 10_007  # stands for the rows in the shapes of a typed program; a prime that no bottleneck has as its width
 
@@ -55,7 +55,7 @@ def _graph(fn: Callable[..., Any], *args: Tensor, table: dict[Any, Callable[...,
     pure = torch.func.functionalize(fn, remove="mutations")
     graph_module = make_fx(pure, decomposition_table=table, tracing_mode="fake")(*args)
     graph_module.graph.eliminate_dead_code()
-    graph_module.graph = fx_graph_cse(graph_module.graph)  # forward, traced again inside backward
+    graph_module.graph = merge_equal_nodes(graph_module.graph)  # forward, traced again inside backward
     return graph_module
 
 
@@ -65,5 +65,4 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
         hardsigmoid hardsigmoid_backward mish mish_backward log_sigmoid_forward log_sigmoid_backward celu selu
         softshrink hardshrink softshrink_backward _softmax _softmax_backward_data addcmul addcdiv lerp slice_backward
         logit relu6 prelu _prelu_kernel _prelu_kernel_backward""".split()  # noqa: SIM905
-    derived = [getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)]
-    return torch._decomp.get_decompositions(derived)
+    return decompositions(names)

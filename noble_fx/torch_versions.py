@@ -1,0 +1,120 @@
+"""What this package uses of torch's private parts, and what differs between torch 2.11 and 2.15: nowhere else.
+
+all        names without an underscore exist in every release and are used where they are needed;
+           `torch.utils._pytree` and `torch._dynamo`'s list of backends too, which torch's own pages name
+2.11       a CUDA build without a GPU keeps using what belonged to the thread that traced first (below)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx
+from torch._decomp import get_decompositions
+from torch._functorch.compile_utils import fx_graph_cse
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch._subclasses import FakeTensorMode
+from torch.fx.node import _get_qualified_name as qualified_name
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = [
+    "ABOUT_SHAPES",
+    "RELEASE",
+    "HigherOrderOperator",
+    "Inductor",
+    "OpOverload",
+    "OpOverloadPacket",
+    "TorchDispatchMode",
+    "below_autograd",
+    "decides_on_values",
+    "decompositions",
+    "graph_pass",
+    "in_functorch",
+    "inductor",
+    "is_compiled",
+    "merge_equal_nodes",
+    "qualified_name",
+    "tf32_products",
+]
+
+RELEASE: tuple[int, int] = tuple(map(int, torch.__version__.split(".")[:2]))  # type: ignore[assignment]
+
+if RELEASE == (2, 11):
+    # A CUDA build on a machine without a GPU crashes where tensors are first faked on a thread that has ended since,
+    # and σ is traced on a thread of its own. So the first fake mode is entered here, on the thread that imports this.
+    with FakeTensorMode():
+        pass
+
+# Words of torch.export's errors that are about the dynamic sizes which it was given; there is no class for them.
+ABOUT_SHAPES = ("dynamic_shapes", "onstraint", "dynamic dim", "marked as dynamic", "Dim.")
+_ABOUT_VALUES = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
+
+
+def decides_on_values(error: BaseException) -> bool:
+    """Whether an error of torch.export's is about Python code that decides on the values of a tensor."""
+    return type(error).__name__ in _ABOUT_VALUES or "data-dependent" in str(error)
+
+
+def in_functorch() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp) is running, which has no rule for an operator with a backward
+    of its own; there is no public question for it."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+def below_autograd() -> AbstractContextManager[None]:
+    """Inside, an operator's autograd rule calls the operator without coming back to itself."""
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def merge_equal_nodes(graph: fx.Graph) -> fx.Graph:
+    """A copy of the graph in which what is computed twice is computed once."""
+    return fx_graph_cse(graph)
+
+
+def decompositions(names: Iterable[str]) -> dict[Any, Callable[..., Any]]:
+    """How torch takes these aten operators apart; a name that this release of torch does not have is left out."""
+    return get_decompositions([getattr(torch.ops.aten, name) for name in names if hasattr(torch.ops.aten, name)])
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether it is what `torch.compile(module)` gives."""
+    return isinstance(model, torch._dynamo.OptimizedModule)
+
+
+def tf32_products() -> bool:
+    """Whether float32 products may run in TF32. Reading the older `allow_tf32` raises once a program has set this."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+class Inductor(NamedTuple):
+    """The parts of Inductor that the backend builds on."""
+
+    compile_fx: Callable[..., Any]
+    list_mode_options: Callable[[str], dict[str, Any]]
+    config: Any
+    first_pass: str  # the option that holds the pass of `graph_pass`
+
+
+def inductor() -> Inductor:
+    """Inductor, imported when it is asked for: that takes seconds."""
+    from torch._inductor import config, list_mode_options
+    from torch._inductor.compile_fx import compile_fx
+
+    return Inductor(compile_fx, list_mode_options, config, "post_grad_custom_pre_pass")
+
+
+def graph_pass(run: Callable[[fx.Graph], None], uuid: Callable[[], Any]) -> Any:
+    """A pass for Inductor that does `run` and has a `uuid`, which becomes part of the key of Inductor's cache."""
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+
+    class GraphPass(CustomGraphPass):
+        def __call__(self, graph: fx.Graph) -> None:
+            run(graph)
+
+        def uuid(self) -> Any:
+            return uuid()
+
+    return GraphPass()
