@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,3 +216,14 @@ def test_meta_models_are_told_what_to_do(folder):
     with pytest.raises(CheckpointError, match=r"call model.to_empty"):
         noble_fx.load(model, folder)
     shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("name", "model"), [("fx", Tiny), ("modules", WithOptional), ("export", Tiny)])
+def test_a_folder_of_version_0_1_loads_and_computes_what_it_did(name, model):
+    folder = Path(__file__).parent / "data" / "checkpoints_0_1" / name
+    loaded = noble_fx.load(model(width=8, layers=1).eval(), folder).eval()
+    expected = load_file(folder / "expected.safetensors")["y"]
+    torch.testing.assert_close(loaded(tokens()), expected, rtol=1e-5, atol=1e-6)
+    assert {site.fqn: site.rank for site in noble_fx.sites(loaded) if site.selected} == {
+        site["fqn"]: site["rank"] for site in json.loads((folder / "noble_config.json").read_text())["sites"]
+    }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import onnx
 import pytest
@@ -149,3 +150,12 @@ def test_types_of_fields_to_come():
     assert not _fits(5, str | None)
     assert _fits({"a": [1]}, dict[str, list[int]])
     assert not _fits({"a": ["1"]}, dict[str, list[int]])
+
+
+def test_a_file_of_version_0_1_is_read():
+    path = Path(__file__).parents[1] / "data" / "onnx_0_1.onnx"
+    sites = noble_fx.sites(path)
+    assert [site.fqn for site in sites if site.selected] == [
+        f"blocks.0.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
+    ]
+    assert "6 of 7 linear maps carry a branch" in str(noble_fx.explain(path))
