@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import noble_fx
 from noble_fx import CaptureError, Refusal
