@@ -141,8 +141,8 @@ def _no_kernels(model: nn.Module, sites_shown: tuple[Site, ...]) -> dict[str, st
         if site.selected and not site.unfused:
             branch = model.get_submodule(branch_paths(site)[0])
             assert isinstance(branch, Branch)
-            if reason := why_no_kernel(branch.key, branch.rank, branch.dtype):
-                reasons[site.fqn] = reason
+            if refusal := why_no_kernel(branch.key, branch.rank, branch.dtype):
+                reasons[site.fqn] = refusal.reason
     return reasons
 
 

@@ -18,7 +18,7 @@ from torch.library import Library
 
 from noble_fx import schema
 from noble_fx.codegen.plan import GENERATOR, SHARED_BYTES, Layer
-from noble_fx.errors import KernelError
+from noble_fx.errors import KernelError, Refusal
 from noble_fx.ops import linear
 from noble_fx.ops.linear import present, rows_of
 from noble_fx.ops.operands import Operands, SiteOperands
@@ -40,20 +40,20 @@ class Gpu(NamedTuple):
     shared: int
 
 
-def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype) -> str:
-    """Why a branch with this σ has no generated kernels on a GPU; "" where it has. Needs no GPU."""
+def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype) -> Refusal | None:
+    """Why a branch with this σ has no generated kernels on a GPU, or None. Needs no GPU."""
     if not have_triton():
-        return "triton is not installed"
+        return Refusal("triton is not installed")
     kernels = _kernels(Layer(rank, (rank,), rank, act_key, dtype, dtype), Gpu("cuda", SHARED_BYTES["sm_80"]), False)
-    return kernels if isinstance(kernels, str) else ""
+    return kernels if isinstance(kernels, Refusal) else None
 
 
 @functools.lru_cache(maxsize=512)
-def _kernels(layer: Layer, gpu: Gpu, tf32: bool) -> LayerKernels | str:
+def _kernels(layer: Layer, gpu: Gpu, tf32: bool) -> LayerKernels | Refusal:
     try:
         return layer_kernels(layer, gpu.backend, gpu.shared, tf32)
-    except KernelError as reason:
-        return str(reason)
+    except KernelError as error:
+        return Refusal(str(error))
 
 
 @functools.cache

@@ -336,8 +336,8 @@ def test_what_has_no_kernel_runs_as_before_and_says_why(layer, why, on_cpu):
     torch.testing.assert_close(layer(x).double(), truth, rtol=1e-4, atol=1e-4)
     layer(x).sum().backward()
     assert on_cpu == []
-    assert why in cuda.why_no_kernel(noble.key, noble.rank, layer.weight.dtype)
-    assert cuda.why_no_kernel(layer_of().noble.key, 12, torch.bfloat16) == ""
+    assert why in cuda.why_no_kernel(noble.key, noble.rank, layer.weight.dtype).reason
+    assert cuda.why_no_kernel(layer_of().noble.key, 12, torch.bfloat16) is None
 
 
 def test_a_kernel_that_the_gpu_refuses_is_tried_once(monkeypatch, caplog):
