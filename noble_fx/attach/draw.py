@@ -13,6 +13,7 @@ from noble_fx.attach.attach import branch_paths, site_name
 from noble_fx.branches.base import Branch
 from noble_fx.branches.kinds import branch_class
 from noble_fx.config import NobleConfig
+from noble_fx.layers.registry import bias_of
 from noble_fx.sites.site import Site
 
 
@@ -54,9 +55,9 @@ def draw_base(model: nn.Module, site: Site, config: NobleConfig) -> None:
     if weight.is_meta:
         return
     name = site.weight or f"{site.fqn}.weight"
-    bias = owner.in_proj_bias if isinstance(owner, nn.MultiheadAttention) else getattr(owner, "bias", None)
+    bias = bias_of(owner)
     with torch.no_grad(), drawing(config, name):
         drawn = torch.randn(weight.shape) * config.recipe.base_gain * site.in_features**-0.5
         weight.copy_(drawn)
-        if isinstance(bias, torch.Tensor):
+        if bias is not None:
             bias.zero_()

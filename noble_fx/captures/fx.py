@@ -15,6 +15,7 @@ from noble_fx.captures.in_place import OverUsersClass, enter_class, leave_class
 from noble_fx.captures.tracing import trace
 from noble_fx.config import NobleConfig
 from noble_fx.errors import Refusal
+from noble_fx.layers.registry import projections
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import LinearMap, find_maps
 from noble_fx.sites.roles_from_graph import roles_from_graph
@@ -124,4 +125,4 @@ def unreachable(graph: fx.Graph, model: nn.Module, sites: Iterable[Site]) -> Ref
 def _runner(model: nn.Module, site: Site) -> str:
     """The module whose call runs the site: the layer itself, or the attention that reads its weight."""
     owner = site.fqn.rpartition(".")[0]
-    return owner if isinstance(model.get_submodule(owner), nn.MultiheadAttention) else site.fqn
+    return owner if projections(model.get_submodule(owner)) else site.fqn

@@ -144,5 +144,6 @@ ROWS = (
         eager=lambda layer: Refusal(EAGER),
         beside=False,
         parameters=PROJECTIONS,
+        bias="in_proj_bias",
     ),
 )

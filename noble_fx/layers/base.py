@@ -131,4 +131,5 @@ class LayerRow:
     eager: Callable[[Any], Refusal | None] = _nothing
     beside: bool = True  # whether a branch is right beside a forward of a subclass's own, which it may be for x [.., K]
     parameters: tuple[str, ...] = ()
+    bias: str = "bias"  # the name of b, which may be None
     registered: bool = False  # by a user

@@ -105,6 +105,13 @@ def projections(module: nn.Module) -> tuple[str, ...]:
     return row.parameters if row is not None else ()
 
 
+def bias_of(module: nn.Module) -> torch.Tensor | None:
+    """The b of the module's linear maps, or None."""
+    row = row_of(module)
+    bias = getattr(module, row.bias if row is not None else "bias", None)
+    return bias if isinstance(bias, torch.Tensor) else None
+
+
 def obstacle(layer: nn.Module) -> Refusal | None:
     """Why this layer cannot carry a branch, or None."""
     row = row_of(layer)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor, fx, nn
 
 from noble_fx.errors import Refusal
-from noble_fx.layers.registry import augmented_class, describe, obstacle, projections, why_eager
+from noble_fx.layers.registry import augmented_class, describe, obstacle, projections, row_of, why_eager
 from noble_fx.sites.blocks import Surroundings, surroundings
 from noble_fx.sites.layer_maps import LinearMap
 from noble_fx.sites.products import Weight, weights_of
@@ -81,7 +81,8 @@ def _is_map(model: nn.Module, fqn: str, parameter: Tensor, use: Weight | None) -
     if projections(module):
         return name in projections(module)
     if use is not None and (use.layout or use.against):
-        return not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        row = row_of(module)  # the weight of a layer that is no map as it stands (a 3×3 convolution) is none either
+        return row is None or row.mixin is None
     ours = type(module).__module__.startswith(("torch.nn.", "noble_fx."))
     return parameter.ndim == 3 and min(parameter.shape) > 1 and not ours
 
