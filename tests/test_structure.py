@@ -75,3 +75,10 @@ def test_imports_do_not_run_in_circles():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_stay_readable(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_has_a_test_of_its_name(path):
+    if path.name != "__init__.py":
+        place = Path(__file__).parent / path.relative_to(PACKAGE).parent
+        assert (place / f"test_{path.name}").is_file()

@@ -1,20 +1,18 @@
 """The interface of captures, through a capture of a user's own."""
 
-import copy
-
 import pytest
 import torch
 from torch import fx, nn
 
 import noble_fx
-from noble_fx import CaptureError, ConfigError
+from noble_fx import CaptureError
 from noble_fx.attach.attach import named_branches
 from noble_fx.captures import Capture, Examples, Plan, captured, register_capture, table
 from noble_fx.captures.base import check_model, modes_restored
 from noble_fx.captures.exported_model import GraphOverTree
 from noble_fx.errors import Refusal
 from noble_fx.sites.choose import choose
-from tests.models import loud, silent, tiny, tokens
+from tests.models import loud, tiny, tokens
 
 
 class Traced(nn.Module):
@@ -124,35 +122,6 @@ def test_what_goes_wrong_in_a_capture_leaves_the_model_as_it_was(kind, error, me
     assert torch.equal(model(x), before)
 
 
-class Lacking(Capture):
-    def plan(self, model, config, examples):
-        return Refusal("never")
-
-
-@pytest.mark.parametrize(
-    ("name", "capture", "message"),
-    [
-        ("fx", Unchecked, "'fx' is noble_fx's own"),
-        ("mine", Lacking, "Lacking is no capture yet: it lacks build"),
-        ("mine", dict, "dict is no capture: derive a class from noble_fx.captures.Capture"),
-        ("mine", Unchecked(), "is no capture: derive a class"),
-    ],
-)
-def test_what_is_no_capture_cannot_be_registered(name, capture, message):
-    with pytest.raises(ConfigError, match=message):
-        register_capture(name, capture)
-    with pytest.raises(ConfigError, match="capture='mine' is unknown"):
-        noble_fx.NobleConfig(capture="mine")
-
-
-def test_a_name_that_another_process_registered():
-    register_capture("unchecked", Unchecked)
-    config = noble_fx.NobleConfig(rank=4, capture="unchecked")
-    del table._TABLE["unchecked"]
-    with pytest.raises(ConfigError, match="'unchecked' is not registered in this process"):
-        noble_fx.transform(tiny(), config=config)
-
-
 def test_examples_take_a_tensor_a_sequence_or_nothing():
     x = torch.ones(2)
     assert Examples.of(x).args == Examples.of([x]).args == Examples.of((x,)).args == (x,)
@@ -202,20 +171,3 @@ def test_a_failure_while_branches_are_switched_off_leaves_them_on(capture, monke
         raise RuntimeError("not now")
     assert torch.equal(model(tokens()), expected)
     assert all(branch.enabled for branch in named_branches(model).values())
-
-
-@pytest.mark.parametrize("capture", ["fx", "export"])
-def test_captured_models_inside_another(capture):
-    examples = {"example_inputs": (tokens(),)} if capture == "export" else {}
-    whole = nn.ModuleDict({"inner": loud(noble_fx.transform(tiny(), rank=4, capture=capture, seed=0, **examples))})
-    x, base = tokens(), tiny()(tokens())
-    twin = copy.deepcopy(whole)
-    assert [module for _, module in captured(twin)] == [twin["inner"]]
-    assert len(noble_fx.programs(twin)) == (2 if capture == "export" else 1)
-    with noble_fx.disabled(twin):
-        assert torch.equal(twin["inner"](x), base)
-    assert not torch.equal(twin["inner"](x), base)
-    noble_fx.remove(twin)
-    assert torch.equal(twin["inner"](x), base)
-    assert not torch.equal(whole["inner"](x), base)
-    torch.testing.assert_close(silent(whole)["inner"](x), base)
