@@ -124,3 +124,9 @@ def test_buffers_are_inputs_without_gradients():
     h, dt = torch.randn(3, RANK), torch.randn(3, RANK)
     assert program.parameters == 1
     assert len(program.backward(h, act.gain, act.fixed, dt)) == 3  # t, dh, dgain
+
+
+@pytest.mark.parametrize("rank", [112, 113, 128, 256])
+@pytest.mark.parametrize("name", ["cosnet", "cosnet_double"])
+def test_rounding_at_a_wide_bottleneck_is_no_mixing_of_rows(name, rank):
+    assert why_untraceable(activation_key(build_activation(name, rank, PRESETS["paper"]), name, rank), rank) is None
