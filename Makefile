@@ -25,10 +25,11 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # torch first and alone: its pin must be in place before anything else could ask for another build of it.
-# Another release of torch brings the triton and the setuptools that it was made for, so their pins go with torch's.
+# Another release of torch brings the triton and the setuptools that it was made for, so their pins go with torch's. The
+# interpreter of triton 3.6, which torch 2.11 brings, takes one number of an array in a way that NumPy 2.4 refuses.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH),sed -E '/^(torch|triton|setuptools)==/d; $$a torch==$(TORCH)',cat) constraints.txt > $(PINS)
+	$(if $(TORCH),sed -E '/^(torch|triton|setuptools)==/d; s/^numpy==.*/numpy<2.4/; $$a torch==$(TORCH)',cat) constraints.txt > $(PINS)
 	$(BIN)/pip install --quiet --upgrade -c $(PINS) pip
 	$(BIN)/pip install --quiet -c $(PINS) torch
 	$(BIN)/pip install --quiet -c $(PINS) -e ".[onnx,report,hf,dev]"
