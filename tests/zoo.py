@@ -183,6 +183,14 @@ ZOO = [
     Entry("Mixtral", _hf("MixtralForCausalLM", "MixtralConfig", **_LM, num_local_experts=3,
                           num_experts_per_tok=3), tokens,
           {"modules": 4, "export": 6}),
+    Entry("OLMo 2", _hf("Olmo2ForCausalLM", "Olmo2Config", **_LM), tokens, {"modules": 7, "export": 7}),
+    # Its linears are a subclass with a forward of its own; its head is tied.
+    Entry("Falcon", _hf("FalconForCausalLM", "FalconConfig", hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
+                        vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=0, eos_token_id=1), tokens,
+          {"modules": 4, "export": 4}),
+    # Its router is an nn.Linear that returns a tuple.
+    Entry("Phi-3.5-MoE", _hf("PhimoeForCausalLM", "PhimoeConfig", **_LM, num_local_experts=3, num_experts_per_tok=2),
+          tokens, {"modules": 4, "export": 6}),
     Entry("BERT", _hf("BertForMaskedLM", "BertConfig", **_ENC), tokens, {"modules": 6, "export": 6}),
     Entry("ModernBERT", _hf("ModernBertForMaskedLM", "ModernBertConfig", **_ENC, cls_token_id=2, sep_token_id=3,
                             attn_implementation="sdpa"), tokens, {"modules": 4, "export": 4}),
