@@ -47,11 +47,23 @@ def param_groups(
             name = f"{branch.kind}.{role} ×{rate.lr:.4g}"
             group = {"name": name, "params": [], "lr": lr * rate.lr, "weight_decay": decay}
             branch_groups.setdefault((name, rate.lr, decay), group)["params"].append(parameter)
+    _check_all_learn(branches, seen)
     own = _default_base(model, branches, lr, weight_decay, muon) if base is None else _given_base(base, seen, lr)
     groups = [*own, *branch_groups.values()]
     if not groups:
         raise ConfigError("the model has no parameter that requires gradients, so there is nothing to train")
     return [{**group, "use_muon": group.get("use_muon", False)} for group in groups] if muon else groups
+
+
+def _check_all_learn(branches: dict[str, Branch], seen: set[int]) -> None:
+    """Refuse to leave a branch's parameter out of every group without a word (one that was parametrized since)."""
+    for fqn, branch in branches.items():
+        for name, parameter in branch.named_parameters():
+            if parameter.requires_grad and id(parameter) not in seen:
+                raise ConfigError(
+                    f"{name!r} of the branch at {fqn!r} has no role, so it would be in no group and never learn; undo "
+                    "what changed the branch's parameters (a parametrization?), or freeze it"
+                )
 
 
 def _default_base(

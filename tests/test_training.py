@@ -142,3 +142,15 @@ def test_training_learns_more_than_noise():
             optimizer.step()
         losses[name] = loss.item()
     assert losses["noble"] < 0.6 * losses["plain"]
+
+
+def test_a_parameter_that_no_role_names_is_an_error_and_not_left_out():
+    model = noble_fx.transform(tiny(), rank=4)
+    branch = model.blocks[0].fc1.noble
+    torch.nn.utils.parametrize.register_parametrization(branch, "up", nn.Identity())
+    with pytest.raises(
+        ConfigError, match=r"'parametrizations.up.original' of the branch at 'blocks.0.fc1' has no role"
+    ):
+        noble_fx.param_groups(model, lr=1e-3)
+    branch.parametrizations.up.original.requires_grad_(False)
+    noble_fx.param_groups(model, lr=1e-3)

@@ -6,8 +6,9 @@ import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from noble_fx.branches.base import ACTIONS, Branch
+from noble_fx.branches.base import ACTIONS, Branch, Rate
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, nearest
@@ -80,13 +81,33 @@ def _try_on_meta(kind: type[Branch], config: NobleConfig) -> None:
     try:
         branch = kind.on_meta(8, 6, 2, config)
         with torch.no_grad():
-            shapes = [tuple(branch(torch.empty(3, 8, device="meta"), rows).shape) for rows in (None, slice(1, 4))]
+            outputs = [branch(torch.empty(3, 8, device="meta"), rows) for rows in (None, slice(1, 4))]
+        roles = list(branch.parameter_roles())
     except Exception as error:
         raise ConfigError(
             f"branch {kind.__qualname__} fails for K = 8, N = 6, rank 2: {type(error).__name__}: {error}"
         ) from error
-    if shapes != [(3, 6), (3, 3)]:
+    shapes = [list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}" for y in outputs]
+    if shapes != [[3, 6], [3, 3]]:
         raise ConfigError(
-            f"branch {kind.__qualname__} maps [3, 8] to {list(shapes[0])}, and its rows 1:4 to {list(shapes[1])}; "
+            f"branch {kind.__qualname__} maps [3, 8] to {shapes[0]}, and its rows 1:4 to {shapes[1]}; "
             "for K = 8 and N = 6 it must give [3, 6] and [3, 3]"
+        )
+    _check_roles(kind, branch, roles)
+
+
+def _check_roles(kind: type[Branch], branch: Branch, roles: list[Any]) -> None:
+    """A parameter that no role names would be in no optimizer group, and never learn."""
+    for entry in roles:
+        if not isinstance(entry, tuple) or len(entry) != 3 or not isinstance(entry[2], Rate):
+            raise ConfigError(
+                f"branch {kind.__qualname__}.parameter_roles yields {type(entry).__name__} entries that are no "
+                "(role, parameter, Rate(lr, decay))"
+            )
+    named = {id(parameter) for _, parameter, _ in roles}
+    missing = [name for name, parameter in branch.named_parameters() if id(parameter) not in named]
+    if missing:
+        raise ConfigError(
+            f"branch {kind.__qualname__}.parameter_roles leaves out {', '.join(map(repr, missing))}, which would be in "
+            "no optimizer group; yield every parameter"
         )

@@ -45,6 +45,9 @@ def register_layer(
         raise ConfigError(f"register_layer takes a class of nn.Module, not {cls!r}")
     if layout not in _MIXINS:
         raise ConfigError(f"layout={layout!r} of {cls.__qualname__} is unknown; use {' or '.join(map(repr, _MIXINS))}")
+    for name, function in (("shape", shape), ("obstacle", obstacle)):
+        if not callable(function):
+            raise ConfigError(f"{name}={function!r} of {cls.__qualname__} must be a function of a layer")
     computes = Refusal("registered without fused=True: what it computes is its own")
     _ROWS[cls] = LayerRow(
         cls,
@@ -77,7 +80,7 @@ def augmented_class(layer: nn.Module) -> type[Augmented] | None:
 def describe(layer: nn.Module) -> tuple[str, int, int] | None:
     """(kind, K, N) of a module that holds a linear map, else None; raises `ConfigError` where a user's row lies."""
     row = row_of(layer)
-    shape = row.shape(layer) if row is not None else None
+    shape = _shape(layer, row) if row is not None else None
     if row is None or shape is None:
         return None
     if row.registered and (wrong := _misfit(layer, row, shape)):
@@ -85,6 +88,18 @@ def describe(layer: nn.Module) -> tuple[str, int, int] | None:
             f"the row that was registered for {plain_class(layer).__qualname__} {wrong}; correct its shape or layout"
         )
     return row.title(layer), *shape
+
+
+def _shape(layer: nn.Module, row: LayerRow) -> Any:
+    try:
+        return row.shape(layer)
+    except Exception as error:
+        if not row.registered:
+            raise
+        raise ConfigError(
+            f"the row that was registered for {plain_class(layer).__qualname__} fails in its shape: "
+            f"{type(error).__name__}: {error}; give register_layer a shape=… that says (K, N)"
+        ) from error
 
 
 def _misfit(layer: Any, row: LayerRow, shape: Any) -> str:
@@ -123,6 +138,10 @@ def obstacle(layer: nn.Module) -> Refusal | None:
     if parametrize.is_parametrized(layer):
         return Refusal("its weight is parametrized; transform the model first, or remove the parametrization")
     if refusal := row.obstacle(layer):
+        if not isinstance(refusal, Refusal):
+            raise ConfigError(
+                f"the obstacle that was registered for {name} gives {refusal!r}, not Refusal(reason) or None"
+            )
         return refusal
     if refusal := _own_forward(layer, row):
         return refusal

@@ -63,7 +63,10 @@ def _decide(linear_map: LinearMap, wanted: str, excluded: str, config: NobleConf
 
 def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:
     if not sites:
-        return "the model has no linear layer, so there is nothing to add a branch to"
+        return (
+            "the model has no linear layer, so there is nothing to add a branch to; "
+            "a class of your own becomes one with noble_fx.register_layer"
+        )
     if isinstance(config.select, str) and not is_group(config.select):
         known = [site.fqn for site in sites]
         if not any(re.search(config.select, name) for name in known):

@@ -165,6 +165,27 @@ class WrongShape(Softsign):
         return F.linear(x, self.down)
 
 
+class Tuple(Softsign):
+    def forward(self, x, rows=None):
+        return super().forward(x, rows), None
+
+
+class LeavesOut(Softsign):
+    def parameter_roles(self):
+        yield "down", self.down, Rate()
+
+
+class Pairs(Softsign):
+    def parameter_roles(self):
+        yield from self.named_parameters()
+
+
+class Numbers(Softsign):
+    def parameter_roles(self):
+        for name, parameter in self.named_parameters():
+            yield name, parameter, 2.0
+
+
 class WrongConstructor(Softsign):
     def __init__(self, width):
         super().__init__(width, width, 1, None)
@@ -179,6 +200,10 @@ class WrongConstructor(Softsign):
         (HalfFused, r"branch HalfFused lacks fused\(x, weight, bias\)"),
         (Replacing, "branch Replacing has action='swap'; use 'add'"),
         (WrongShape, r"branch WrongShape maps \[3, 8\] to \[3, 2\]"),
+        (Tuple, r"branch Tuple maps \[3, 8\] to a tuple"),
+        (LeavesOut, "LeavesOut.parameter_roles leaves out 'up', 'gain', which would be in no optimizer group"),
+        (Pairs, r"Pairs.parameter_roles yields tuple entries that are no \(role, parameter, Rate"),
+        (Numbers, r"Numbers.parameter_roles yields tuple entries that are no \(role, parameter, Rate"),
         (WrongConstructor, "branch WrongConstructor fails for K = 8, N = 6, rank 2: TypeError"),
         ("sofsign", "branch='sofsign' is unknown"),
         (7, "branch=7 must be a name or a subclass"),

@@ -168,6 +168,8 @@ def test_a_registered_class_may_refuse_an_instance():
     [
         ({"shape": rows}, r"registered for Transposed says \[N, K\] = \[6, 8\], and its weight is \[8, 6\]"),
         ({"shape": lambda layer: (8, 7), "layout": "[K, N]"}, r"says \[K, N\] = \[8, 7\], and its weight is \[8, 6\]"),
+        ({}, "registered for Transposed fails in its shape: AttributeError: .*in_features"),
+        ({"shape": rows, "layout": "[K, N]", "obstacle": lambda layer: "no"}, "gives 'no', not Refusal"),
         ({"shape": lambda layer: 8, "layout": "[K, N]"}, r"gives 8 as its shape, where \(K, N\) belongs"),
     ],
 )
@@ -184,6 +186,8 @@ def test_a_row_that_lies_about_its_shape_is_one_error(row, message):
     [
         (Transposed, {"layout": "[K]"}, r"layout='\[K\]' of Transposed is unknown"),
         (dict, {}, "takes a class of nn.Module"),
+        (Transposed, {"shape": (8, 6)}, r"shape=\(8, 6\) of Transposed must be a function of a layer"),
+        (Transposed, {"obstacle": "no"}, "obstacle='no' of Transposed must be a function of a layer"),
     ],
 )
 def test_what_cannot_be_registered(cls, settings, message):
