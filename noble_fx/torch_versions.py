@@ -8,36 +8,42 @@ all        names without an underscore exist in every release and are used where
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 from torch._decomp import get_decompositions
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.node import _get_qualified_name as qualified_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "ABOUT_SHAPES",
+    "PLAIN_TENSORS",
     "RELEASE",
     "HigherOrderOperator",
     "Inductor",
     "OpOverload",
     "OpOverloadPacket",
     "TorchDispatchMode",
-    "below_autograd",
+    "autocast_is_on",
+    "below_views",
     "decides_on_values",
     "decompositions",
     "graph_pass",
+    "in_forward_ad",
     "in_functorch",
+    "in_transform",
     "inductor",
     "is_compiled",
     "merge_equal_nodes",
     "qualified_name",
     "tf32_products",
+    "without_autocast",
 ]
 
 RELEASE: tuple[int, int] = tuple(map(int, torch.__version__.split(".")[:2]))  # type: ignore[assignment]
@@ -58,15 +64,40 @@ def decides_on_values(error: BaseException) -> bool:
     return type(error).__name__ in _ABOUT_VALUES or "data-dependent" in str(error)
 
 
+# What the operator takes: plain tensors, and those that PyTorch's own tracers put in their place. Any other class has
+# a say of its own about what is done with it.
+PLAIN_TENSORS = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
+
+
+def in_transform() -> bool:
+    """Whether functions are being transformed (torch.func, forward-mode AD, a TorchScript trace), rather than run."""
+    return in_functorch() or in_forward_ad() or torch._C._get_tracing_state() is not None
+
+
 def in_functorch() -> bool:
     """Whether a transform of torch.func (vmap, grad, jvp) is running, which has no rule for an operator with a backward
     of its own; there is no public question for it."""
     return bool(torch._C._are_functorch_transforms_active())
 
 
-def below_autograd() -> AbstractContextManager[None]:
-    """Inside, an operator's autograd rule calls the operator without coming back to itself."""
-    return torch._C._AutoDispatchBelowAutograd()
+def in_forward_ad() -> bool:
+    """Whether a level of forward-mode AD is open; there is no public question for it."""
+    return int(torch.autograd.forward_ad._current_level) >= 0
+
+
+def below_views() -> AbstractContextManager[None]:
+    """Inside, an operator's autograd rule calls the operator without coming back to itself, and no view is noted."""
+    return torch._C._AutoDispatchBelowADInplaceOrView()
+
+
+def autocast_is_on(device: str) -> bool:
+    """Whether autocast is on for a type of device; asking for one that has none, as meta, raises in torch."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Inside, autocast is off for a type of device, which may be one that has none."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def merge_equal_nodes(graph: fx.Graph) -> fx.Graph:

@@ -44,9 +44,36 @@ def test_a_transform_is_seen_while_it_runs():
     assert not torch_versions.in_functorch()
 
 
-def test_below_autograd_nothing_is_recorded():
+def test_each_transform_of_functions_is_one():
+    seen = []
+
+    def note(x):
+        seen.append(torch_versions.in_transform())
+        return x * 2
+
+    x = torch.ones(2)
+    torch.func.grad(lambda x: note(x).sum())(x)
+    with torch.autograd.forward_ad.dual_level():
+        assert torch_versions.in_forward_ad()
+        note(x)
+    torch.jit.trace(note, x, check_trace=False)
+    assert seen == [True, True, True]
+    assert not torch_versions.in_transform()
+
+
+def test_autocast_may_be_asked_for_and_switched_off_on_a_device_that_has_none():
+    assert not torch_versions.autocast_is_on("meta")
+    with torch_versions.without_autocast("meta"):
+        pass
+    with torch.autocast("cpu"):
+        assert torch_versions.autocast_is_on("cpu")
+        with torch_versions.without_autocast("cpu"):
+            assert not torch_versions.autocast_is_on("cpu")
+
+
+def test_below_views_nothing_is_recorded():
     weight = torch.ones(2, requires_grad=True)
-    with torch_versions.below_autograd():
+    with torch_versions.below_views():
         assert not (weight * 2).requires_grad
     assert (weight * 2).requires_grad
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from noble_fx.config import NoblePreset
 from noble_fx.errors import ConfigError, nearest
+from noble_fx.torch_versions import autocast_is_on, without_autocast
 
 Factory = Callable[[int], nn.Module]
 
@@ -251,8 +252,8 @@ def evaluate(act: nn.Module, h: Tensor) -> Tensor:
     is computed in float32 under bfloat16, float16 and autocast alike. The parameters keep their storage dtype.
     """
     wide = torch.promote_types(h.dtype, torch.float32)
-    if torch.is_autocast_enabled(h.device.type):
-        with torch.autocast(h.device.type, enabled=False):
+    if autocast_is_on(h.device.type):
+        with without_autocast(h.device.type):
             return evaluate(act, h)
     state = {**dict(act.named_parameters()), **dict(act.named_buffers())}
     if all(tensor.dtype == wide for tensor in state.values() if tensor.is_floating_point()):

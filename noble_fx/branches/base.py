@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from noble_fx.branches.bound import Bound, FusedForm
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, Refusal
 
@@ -41,21 +42,6 @@ class Rate:
     decay: bool = True
 
 
-@dataclass(frozen=True)
-class FusedForm:
-    """A branch as operands of `noble_fx::linear`: the names of its own tensors ("down", "act.first.phase"), σ's key.
-
-    `up_bias` [N] is added to the layer's bias. `act` lists σ's parameters, then its buffers.
-    """
-
-    down: str
-    down_bias: str | None
-    up: str
-    up_bias: str | None
-    act: tuple[str, ...]
-    key: str
-
-
 class Branch(nn.Module):
     """A learnable map [.., K] -> [.., N] of rank `rank` beside a linear map; the base of every kind."""
 
@@ -70,9 +56,19 @@ class Branch(nn.Module):
         self.enabled = True  # False inside noble_fx.disabled()
         self.unfused = NOT_BUILT  # why the operator is not used; "" where it is
         self.key = ""  # how a fused site names what is computed in the bottleneck
+        self.bound: Bound | None = None  # what the operator takes of it, where it may run
         self.site: Any = None  # the chosen `Site`, and the `Choice` that it is a part of
         self.choice: Any = None
         _LIVE.add(self)
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        # What a parent says of its forward is not said of another: a kind that replaces it says these anew, or runs as
+        # the module that it is.
+        super().__init_subclass__(**settings)
+        if "forward" in vars(cls):
+            for name in ("fused_form", "merged", "fold"):
+                if name not in vars(cls):
+                    setattr(cls, name, getattr(Branch, name))
 
     # --- what a kind may say better -----------------------------------------------------------------------------------
 
@@ -93,10 +89,6 @@ class Branch(nn.Module):
     def fused_form(self) -> FusedForm | Refusal:
         """Its operands for `noble_fx::linear`, or why it runs as the module that it is."""
         return Refusal(f"branches of kind {self.kind!r} have no fused form")
-
-    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """y [.., N] = x Wᵀ + b + branch(x) in one operator; only called where there is a fused form."""
-        raise RuntimeError(f"{type(self).__qualname__} has a fused form and no call of it: define fused()")
 
     def merged(self) -> tuple[Tensor, Tensor | None] | Refusal:
         """(ΔW [N, K], Δb [N] or None) where the branch is an affine map of x; or why it is not."""
@@ -146,13 +138,19 @@ class Branch(nn.Module):
         form = self.fused_form() if not eager else None
         self.unfused = eager or (form.reason if isinstance(form, Refusal) else "")
         self.key = form.key if isinstance(form, FusedForm) else ""
+        self.bound = Bound(self, form) if isinstance(form, FusedForm) else None
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.rank} ({self.label}) -> {self.out_features}{', folded' * self.folded}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "bound": None}  # it is about these very objects
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         _LIVE.add(self)
+        if not self.unfused:  # a new process does not know the key yet, and a copy binds its own tensors
+            self.prepare()
 
 
 def live_branches() -> Iterator[Branch]:

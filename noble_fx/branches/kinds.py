@@ -63,7 +63,6 @@ def _check_interface(kind: Any) -> None:
         raise ConfigError(f"branch={name} must be a name or a subclass of noble_fx.Branch")
     missing = ["forward(x, rows=None)"] if not _overrides(kind, "forward") else []
     missing += ["reset_parameters()"] if not hasattr(kind, "reset_parameters") else []
-    missing += ["fused(x, weight, bias)"] if _overrides(kind, "fused_form") and not _overrides(kind, "fused") else []
     if not missing and "rows" not in inspect.signature(kind.forward).parameters:
         missing = ["forward's argument rows, a slice of N or None"]
     if missing:

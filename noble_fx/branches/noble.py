@@ -10,7 +10,6 @@ Everything fast in this project is measured against `NobleBranch.forward`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,6 @@ from noble_fx.branches.folded import fold_constants
 from noble_fx.branches.trace import why_untraceable
 from noble_fx.config import NobleConfig
 from noble_fx.errors import Refusal
-from noble_fx.schema import LINEAR
 
 
 class NobleBranch(Branch):
@@ -111,10 +109,6 @@ class NobleBranch(Branch):
             key=key,
         )
 
-    def fused(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """y [.., N] by `noble_fx::linear`."""
-        return LINEAR(x, weight, self.with_bias(bias), self.down, self.down_bias, self.up, self.act_tensors(), self.key)
-
     def with_bias(self, bias: Tensor | None) -> Tensor | None:
         """The layer's bias [N] and the branch's own as one."""
         if self.up_bias is None:
@@ -141,8 +135,3 @@ class NobleBranch(Branch):
         self.folded = True
         self.prepare(self.unfused)
         return None
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if not self.unfused:  # a new process does not know the key yet
-            self.prepare()

@@ -34,6 +34,18 @@ class ActivationProgram:
     names: tuple[str, ...]  # of σ's tensors, parameters first
     parameters: int
 
+    # Past `__call__`: these are no modules of the user's, so hooks of all modules (a FLOP counter's) are not theirs.
+
+    def apply(self, h: Tensor, *tensors: Tensor) -> Tensor:
+        """t = σ(h) [rows, r]."""
+        t: Tensor = self.forward.forward(h, *tensors)
+        return t
+
+    def differentiate(self, h: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        """t, dh and the gradients of σ's parameters, for `rest` = (*tensors, dt [rows, r])."""
+        gradients: tuple[Tensor, ...] = self.backward.forward(h, *rest)
+        return gradients
+
 
 class Untraceable(Exception):
     """Why an activation has no graphs; the message is the reason that `explain` shows."""

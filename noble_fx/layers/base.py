@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from noble_fx.branches.base import Branch
 from noble_fx.errors import CaptureError, Refusal
+from noble_fx.layers.fused import fused_call
+from noble_fx.torch_versions import autocast_is_on
 
 
 class Augmented:
@@ -28,19 +30,24 @@ class Augmented:
     _mixin: type[Augmented]
     _input_name = "input"
 
-    def matrix(self) -> Tensor:
-        """W as [N, K], a view of the layer's weight."""
-        return self.weight  # type: ignore[attr-defined]
+    @staticmethod
+    def matrix(weight: Tensor) -> Tensor:
+        """W as [N, K], a view of a weight of this layer."""
+        return weight
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         branch = self.noble
         if branch.enabled and not branch.unfused and len(args) == 1 and not kwargs:
-            return branch.fused(args[0], self.matrix(), self.bias)  # type: ignore[attr-defined]
+            fused = fused_call(self, branch, args[0])
+            if fused is not None:
+                return fused
         y = super().forward(*args, **kwargs)  # type: ignore[misc]
         return self.beside(y, args[0] if args else kwargs[self._input_name]) if branch.enabled else y
 
     def beside(self, y: Any, x: Tensor) -> Tensor:
         """y, which the layer's own forward made of x, and its branch; raises `CaptureError` where y is no W x."""
+        if x.is_nested and x.layout is torch.strided:  # whose operators know no broadcast, which σ needs
+            return y + torch.nested.as_nested_tensor([self.branch_output(part) for part in x.unbind()])
         added = self.branch_output(self._in_stored_dtype(x))
         if not isinstance(y, Tensor) or y.shape != added.shape:
             got = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
@@ -59,7 +66,7 @@ class Augmented:
     def _in_stored_dtype(self, x: Tensor) -> Tensor:
         """A layer that casts its weight to x's dtype takes any; its branch takes the one that it is stored in."""
         weight = self._parameters.get("weight")  # type: ignore[attr-defined]
-        if weight is None or weight.dtype == x.dtype or torch.is_autocast_enabled(x.device.type):
+        if weight is None or weight.dtype == x.dtype or autocast_is_on(x.device.type):
             return x
         return x.to(self.noble.dtype)
 

@@ -10,9 +10,10 @@ from noble_fx.layers.base import Augmented, LayerRow
 class Transposed(Augmented):
     """A layer with a branch whose weight is [K, N]."""
 
-    def matrix(self) -> Tensor:
+    @staticmethod
+    def matrix(weight: Tensor) -> Tensor:
         """W as [N, K], a transposed view of the weight."""
-        return self.weight.t()  # type: ignore[attr-defined]
+        return weight.t()
 
 
 ROWS = (

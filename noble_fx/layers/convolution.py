@@ -27,10 +27,6 @@ class OverChannels(Augmented):
 
     stride: tuple[int, ...]
 
-    def matrix(self) -> Tensor:
-        """W as [N, K], a view of the kernel [N, K, 1, ..]."""
-        return self.weight.flatten(1)  # type: ignore[attr-defined]
-
     def branch_output(self, x: Tensor) -> Tensor:
         """The branch of every position, [B, N, *positions]."""
         return branch_over_channels(self.noble, x, self.stride)

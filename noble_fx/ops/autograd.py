@@ -7,15 +7,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from noble_fx.ops.operands import Operands, places
-from noble_fx.torch_versions import below_autograd, in_functorch
+from noble_fx.torch_versions import below_views, in_forward_ad, in_functorch, without_autocast
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ class Recomputed:
 class _RecomputedFunction(torch.autograd.Function):
     @staticmethod
     def forward(operator: Recomputed, arguments: Sequence[Any], count: int, *flat: Any) -> tuple[Tensor, ...]:
-        y, h = operator.forward(*arguments)  # `flat` is the same tensors, where autograd sees them
+        # Without a note of views: y may be one of the product's, and a view that a function returns cannot be changed
+        # in place, as the result of nn.Linear can. `flat` is the same tensors as `arguments`, where autograd sees them.
+        with below_views():
+            y, h = operator.forward(*arguments)
         return (*y, h) if operator.grouped else (y, h)
 
     @staticmethod
@@ -63,16 +66,11 @@ class _RecomputedFunction(torch.autograd.Function):
             needs = [ctx.needs_input_grad[3 + place] for place in kept]
             operands = Operands.from_flat([flat[place] for place in kept], len(used), ctx.key)
             # backward() may be called inside autocast, which would run σ's products in the low precision.
-            with _without_autocast(h.device.type):
+            with without_autocast(h.device.type):
                 of_used = _gradients(ctx.operator, [dy[site] for site in used], h, operands, needs)
             for place, gradient, need in zip(kept, of_used, needs, strict=True):
                 gradients[place] = gradient if need else None
         return None, None, None, *gradients
-
-
-def _without_autocast(device: str) -> AbstractContextManager[Any]:
-    # Asked first: some devices, meta for one, have no autocast that could be switched off.
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _gradients(
@@ -94,7 +92,7 @@ def autograd_rule(operator: Recomputed) -> Callable[..., Any]:
     """What runs under the Autograd key."""
 
     def rule(*arguments: Any) -> Any:
-        if in_functorch():
+        if in_functorch() or in_forward_ad():
             return operator.eager(*arguments)
         if torch.is_grad_enabled():
             operands = operator.read(arguments)
@@ -102,8 +100,29 @@ def autograd_rule(operator: Recomputed) -> Callable[..., Any]:
             if any(tensor is not None and tensor.requires_grad for tensor in flat):
                 y = _RecomputedFunction.apply(operator, arguments, len(operands.sites), *flat)[:-1]
                 return list(y) if operator.grouped else y[0]
-        with below_autograd():
+        with below_views():
             return operator.call(*arguments)
+
+    return rule
+
+
+def vmap_rule(operator: Recomputed) -> Callable[..., Any]:
+    """What runs under torch.vmap: one call where x alone is batched, for rows are rows; else one call for each."""
+
+    def rule(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        def at(index: int) -> list[Any]:
+            pairs = zip(arguments, in_dims, strict=True)
+            return [pytree.tree_map(lambda a, dim: a if dim is None else a.select(dim, index), *pair) for pair in pairs]
+
+        def stacked(results: list[Any]) -> Any:
+            return list(map(torch.stack, zip(*results, strict=True))) if operator.grouped else torch.stack(results)
+
+        x, x_dim, others = arguments[0], in_dims[0], pytree.tree_leaves(list(in_dims[1:]))
+        if all(dim is None for dim in others):
+            y = operator.call(x.movedim(x_dim, 0), *arguments[1:])
+        else:
+            y = stacked([operator.call(*at(index)) for index in range(info.batch_size)])
+        return y, [0] * len(y) if operator.grouped else 0
 
     return rule
 

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from noble_fx.branches import trace
 from noble_fx.branches.trace import ActivationProgram, activation_program
-from noble_fx.ops.autograd import Recomputed, autocast_rule, autograd_rule
+from noble_fx.ops.autograd import Recomputed, autocast_rule, autograd_rule, vmap_rule
 from noble_fx.ops.operands import Operands, SiteOperands
 from noble_fx.schema import library
 
@@ -88,7 +88,7 @@ def linear_with_branch(
     x: Tensor, h: Tensor, weight: Tensor, bias: Tensor | None, up: Tensor, act: Sequence[Tensor], act_key: str
 ) -> Tensor:
     """y [.., N] = x Wᵀ + b + σ(h) Uᵀ."""
-    t = _cast(_program(h, act_key).forward(rows_of(h), *_widen(act, h.dtype)), x.dtype)
+    t = _cast(_program(h, act_key).apply(rows_of(h), *_widen(act, h.dtype)), x.dtype)
     # The same call as the plain layer's, then an accumulation: with U = 0 the result is the plain layer's bit for bit.
     y = F.linear(x, weight, bias).contiguous()
     y.view(-1, y.shape[-1]).addmm_(t, up.t())
@@ -124,7 +124,7 @@ def gradients(
     """
     x, (site,), (need,) = rows_of(operands.x), operands.sites, needs.sites
     dy, h = rows_of(dy), rows_of(h)
-    t, dh, *d_act = _program(h, operands.key).backward(h, *_widen(site.act, h.dtype), _cast(dy @ site.up, h.dtype))
+    t, dh, *d_act = _program(h, operands.key).differentiate(h, *_widen(site.act, h.dtype), _cast(dy @ site.up, h.dtype))
     t, dh = _cast(t, x.dtype), _cast(dh, x.dtype)
     if needs.x:
         sum_of_sites = dy @ site.weight if dx is None else rows_of(dx).addmm_(dy, site.weight)
@@ -189,3 +189,4 @@ _LINEAR = Recomputed(_ops.linear, _ops.linear_forward, _ops.linear_backward, eag
 library.impl("linear", autograd_rule(_LINEAR), "Autograd")
 library.impl("linear", autocast_rule(_LINEAR, "cpu"), "AutocastCPU")
 library.impl("linear", autocast_rule(_LINEAR, "cuda"), "AutocastCUDA")
+torch.library.register_vmap("noble_fx::linear", vmap_rule(_LINEAR), lib=library)

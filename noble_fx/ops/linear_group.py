@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noble_fx.ops.autograd import Recomputed, autocast_rule, autograd_rule
+from noble_fx.ops.autograd import Recomputed, autocast_rule, autograd_rule, vmap_rule
 from noble_fx.ops.linear import (
     bottleneck,
     eager_linear,
@@ -38,7 +38,7 @@ def eager_linear_group(*arguments: Any) -> list[Tensor]:
     return [eager_linear(*alone.linear_args()) for alone in Operands.of_group(*arguments).split()]
 
 
-def _forward(*arguments: Any) -> tuple[list[Tensor], Tensor]:
+def forward(*arguments: Any) -> tuple[list[Tensor], Tensor]:
     operands: Operands[Tensor] = Operands.of_group(*arguments)
     x, key = operands.x, operands.key
     h = torch.stack([bottleneck(x, site.down, site.down_bias) for site in operands.sites])
@@ -47,10 +47,10 @@ def _forward(*arguments: Any) -> tuple[list[Tensor], Tensor]:
 
 
 def _linear_group(*arguments: Any) -> list[Tensor]:
-    return _forward(*arguments)[0]
+    return forward(*arguments)[0]
 
 
-def _backward(
+def backward(
     dy: Sequence[Tensor],
     x: Tensor,
     h: Tensor,
@@ -72,8 +72,8 @@ def _backward(
 
 # Written in PyTorch operators, so right on every device.
 library.impl("linear_group", _linear_group, "CompositeExplicitAutograd")
-library.impl("linear_group_forward", _forward, "CompositeExplicitAutograd")
-library.impl("linear_group_backward", _backward, "CompositeExplicitAutograd")
+library.impl("linear_group_forward", forward, "CompositeExplicitAutograd")
+library.impl("linear_group_backward", backward, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("noble_fx::linear_group", lib=library)
@@ -99,3 +99,4 @@ _GROUP = Recomputed(
 library.impl("linear_group", autograd_rule(_GROUP), "Autograd")
 library.impl("linear_group", autocast_rule(_GROUP, "cpu"), "AutocastCPU")
 library.impl("linear_group", autocast_rule(_GROUP, "cuda"), "AutocastCUDA")
+torch.library.register_vmap("noble_fx::linear_group", vmap_rule(_GROUP), lib=library)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import noble_fx
-from noble_fx import Branch, CheckpointError, ConfigError
+from noble_fx import Branch, CheckpointError, ConfigError, Refusal
 from noble_fx.attach.attach import named_branches
 from noble_fx.branches import kinds
 from noble_fx.branches.base import Rate
@@ -151,11 +151,6 @@ class WithoutRows(Softsign):
         return x
 
 
-class HalfFused(Softsign):
-    def fused_form(self):
-        return super().fused_form()
-
-
 class Replacing(Softsign):
     action = "swap"
 
@@ -197,7 +192,6 @@ class WrongConstructor(Softsign):
         (nn.Linear, "branch=Linear must be a name or a subclass of noble_fx.Branch"),
         (Lacking, r"branch Lacking lacks forward\(x, rows=None\) and reset_parameters\(\)"),
         (WithoutRows, "branch WithoutRows lacks forward's argument rows"),
-        (HalfFused, r"branch HalfFused lacks fused\(x, weight, bias\)"),
         (Replacing, "branch Replacing has action='swap'; use 'add'"),
         (WrongShape, r"branch WrongShape maps \[3, 8\] to \[3, 2\]"),
         (Tuple, r"branch Tuple maps \[3, 8\] to a tuple"),
@@ -229,3 +223,34 @@ def test_what_cannot_be_registered(name, kind, message):
     with pytest.raises(ConfigError, match=message):
         noble_fx.register_branch(name, kind)
     assert noble_fx.branch_names() == (NobleBranch.kind,)
+
+
+class Doubled(NobleBranch):
+    kind = "doubled"
+
+    def forward(self, x, rows=None):
+        return 2 * super().forward(x, rows)
+
+
+class DoubledAndFused(Doubled):
+    """Says that the operator stands for it, which is its own business."""
+
+    fused_form = NobleBranch.fused_form
+
+
+def test_what_a_parent_says_of_its_forward_is_not_said_of_another():
+    layer = noble_fx.transform(nn.Sequential(nn.Linear(8, 6)), rank=2, branch=Doubled, act="identity")[0].double()
+    x, branch = torch.randn(3, 8).double(), layer.noble
+    torch.testing.assert_close(
+        layer(x), F.linear(x, layer.weight, layer.bias) + 2 * branch.up.mm(branch.down).mm(x.T).T
+    )
+    for refusal in (branch.fused_form(), branch.merged(), branch.fold()):
+        assert "branches of kind 'doubled'" in refusal.reason
+    assert not isinstance(DoubledAndFused(8, 6, 2, branch.config).fused_form(), Refusal)
+    assert isinstance(DoubledAndFused(8, 6, 2, branch.config).fold(), Refusal)
+
+
+def test_a_branch_that_runs_itself_runs_on_the_meta_device():
+    model = noble_fx.transform(nn.Sequential(nn.Linear(8, 6)).to("meta"), rank=2, fuse=False)
+    assert model(torch.empty(3, 8, device="meta")).shape == (3, 6)
+    assert model.bfloat16()(torch.empty(3, 8, device="meta", dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import noble_fx
 from noble_fx import passes
 from noble_fx.captures.fx import CapturedModel, run_as_graph
+from noble_fx.exporting import own_export
 from noble_fx.passes.expose.expose_linear import expose_linear
 from noble_fx.passes.fuse.fuse_branch import fuse_branch
 from noble_fx.passes.insert.drop_branch import drop_branch
@@ -197,7 +198,8 @@ def exported(act: str, bias: bool, preset: str):
     model = nn.Sequential(nn.Linear(8, 8, bias=bias), nn.ReLU(), nn.Linear(8, 8, bias=bias))
     settings = {"rank": 3, "act": act, "preset": preset, "select": "all", "capture": "modules", "seed": 0}
     model = loud(noble_fx.transform(model, **settings)).double().eval().requires_grad_(False)
-    program = torch.export.export(model, (torch.ones(3, 8, dtype=torch.float64),), strict=False)
+    with own_export():
+        program = torch.export.export(model, (torch.ones(3, 8, dtype=torch.float64),), strict=False)
     return model, program.module(check_guards=False)
 
 

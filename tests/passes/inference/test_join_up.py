@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import noble_fx
+from noble_fx.exporting import own_export
 from noble_fx.passes.check import check_rewrite
 from noble_fx.passes.example import IN, OUT, RANK, Example, branch_operands, layer, layers, traced
 from noble_fx.passes.inference.join_down import STORED_TWICE
@@ -109,7 +110,8 @@ def test_rows_of_four_kibibytes_are_not_made(width, dtype, count):
     model = nn.Sequential(nn.Linear(width, 4))
     model = loud(noble_fx.transform(model, rank=3, capture="modules", seed=0)).to(getattr(torch, dtype))
     x = torch.ones(2, width, dtype=getattr(torch, dtype))
-    graph_module = torch.export.export(model.requires_grad_(False), (x,)).module(check_guards=False)
+    with own_export():
+        graph_module = torch.export.export(model.requires_grad_(False), (x,)).module(check_guards=False)
     (step,) = run_passes(graph_module, [join_up])
     assert sum(node.target is JOINED_UP for node in graph_module.graph.nodes) == count
     assert count or step.skipped.startswith("rows of 1024 numbers, a multiple of 4 KiB")

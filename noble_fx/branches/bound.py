@@ -1,0 +1,87 @@
+"""What the operator assumes of a branch, looked at in every call: that the branch is what it was when it was prepared.
+
+The tensors are read off the modules' own tables, so that whatever put others there (an optimizer's wrapper,
+`functional_call`, a sharding) is honoured, and whatever is no plain tensor, or has gone, is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.nn.modules import module as torch_module
+
+from noble_fx.torch_versions import PLAIN_TENSORS
+
+Table = Mapping[str, Any]
+
+
+def read(parameters: Table, attributes: Table, name: str) -> Any:
+    """The tensor of that name: a parameter, a buffer, or what a wrapper put in a parameter's place (FSDP1's views)."""
+    tensor = parameters.get(name)
+    return attributes.get(name) if tensor is None else tensor
+
+
+@dataclass(frozen=True)
+class FusedForm:
+    """A branch as operands of `noble_fx::linear`: the names of its own tensors ("down", "act.first.phase"), σ's key.
+
+    `up_bias` [N] is added to the layer's bias. `act` lists σ's parameters, then its buffers.
+    """
+
+    down: str
+    down_bias: str | None
+    up: str
+    up_bias: str | None
+    act: tuple[str, ...]
+    key: str
+    unchanged: Callable[[], bool] = field(default=lambda: True, compare=False)  # False once `key` says it no more
+
+
+class Bound:
+    """The places of a branch's tensors, and what must still hold for the operator to stand for the branch."""
+
+    __slots__ = ("_attributes", "_down", "_input", "_kind", "_places", "_unchanged", "_up", "_weight")
+
+    def __init__(self, branch: Any, form: FusedForm):
+        modules = dict(branch.named_modules())
+
+        def place(path: str | None) -> tuple[Table, Table, str] | None:
+            if path is None:
+                return None
+            owner, _, name = path.rpartition(".")
+            module = modules[owner]
+            return module._parameters if name in module._parameters else module._buffers, vars(module), name
+
+        n, k, r = branch.out_features, branch.in_features, branch.rank
+        self._input, self._weight, self._down, self._up = (k,), (n, k), (r, k), (n, r)
+        self._kind, self._attributes = type(branch), vars(branch)
+        self._places = tuple(map(place, (form.down, form.down_bias, form.up, form.up_bias, *form.act)))
+        self._unchanged: Callable[[], bool] = form.unchanged
+
+    def operands(self, branch: Any, x: Tensor, weight: Tensor) -> list[Any] | None:
+        """D, d, U, the bias of U (None where there is none), then σ's tensors; None where the branch must run itself.
+
+        `x` [.., K] and `weight` [N, K] are what it is called beside.
+        """
+        if (
+            branch._forward_hooks
+            or branch._forward_pre_hooks
+            or branch._backward_hooks
+            or branch._backward_pre_hooks
+            or type(branch) is not self._kind
+            or "forward" in self._attributes
+            or torch_module._has_any_global_hook()
+            or not self._unchanged()
+        ):
+            return None
+        tensors: list[Any] = []
+        for place in self._places:
+            tensor = None if place is None else read(*place)
+            if place is not None and type(tensor) not in PLAIN_TENSORS:
+                return None
+            tensors.append(tensor)
+        fit = weight.shape == self._weight and tensors[0].shape == self._down and tensors[2].shape == self._up
+        return tensors if fit and x.shape[-1:] == self._input else None

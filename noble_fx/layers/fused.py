@@ -1,0 +1,40 @@
+"""The fused call of a layer with its branch, or none: what the operator assumes is looked at here, once a call.
+
+It is known to be right for plain tensors of fitting shapes, outside of every transform of functions, for a branch
+that is what it was when it was prepared. Whatever else comes runs the layer and the branch themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from noble_fx.branches.base import Branch
+from noble_fx.branches.bound import read
+from noble_fx.exporting import leaves_this_process
+from noble_fx.schema import LINEAR
+from noble_fx.torch_versions import PLAIN_TENSORS, in_transform
+
+
+def fused_call(layer: Any, branch: Branch, x: Any) -> Tensor | None:
+    """y [.., N] = x Wᵀ + b + branch(x) by `noble_fx::linear`; None where it may not stand for the two."""
+    bound = branch.bound
+    if bound is None or type(x) not in PLAIN_TENSORS or x.is_nested or x.layout is not torch.strided:
+        return None
+    if in_transform() or leaves_this_process():
+        return None
+    attributes = vars(layer)
+    weight, bias = (read(layer._parameters, attributes, name) for name in ("weight", "bias"))
+    if type(weight) not in PLAIN_TENSORS or not (bias is None or type(bias) in PLAIN_TENSORS):
+        return None
+    weight = layer.matrix(weight)
+    operands = bound.operands(branch, x, weight)
+    if operands is None:
+        return None
+    down, down_bias, up, up_bias, *act = operands
+    if up_bias is not None:
+        bias = up_bias if bias is None else bias + up_bias
+    y: Tensor = LINEAR(x, weight, bias, down, down_bias, up, act, branch.key)
+    return y

@@ -1,0 +1,44 @@
+"""What `torch.utils.flop_counter` counts of the operators: the products of what they do in PyTorch operators.
+
+It knows ATen's operators by name, and would take a fused site of a captured graph for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+
+from noble_fx.ops import inference, linear, linear_group
+
+_ops = torch.ops.noble_fx
+# y += a b for a [m, k] and b [k, n], of which torch counts the form out of place alone; it hands over shapes.
+_IN_PLACE = {torch.ops.aten.addmm_: lambda y, a, b, **settings: 2 * a[0] * a[1] * b[1]}
+_IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {
+    _ops.linear: linear.forward,
+    _ops.linear_forward: linear.forward,
+    _ops.linear_backward: linear.backward,
+    _ops.linear_group: linear_group.forward,
+    _ops.linear_group_forward: linear_group.forward,
+    _ops.linear_group_backward: linear_group.backward,
+    _ops.joined_down: inference.joined_down,
+    _ops.joined_up: inference.joined_up,
+}
+
+
+def _counted(implementation: Callable[..., Any]) -> Callable[..., int]:
+    def formula(*arguments: Any, out_val: Any = None, **settings: Any) -> int:
+        without_values = pytree.tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), arguments)
+        with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter, torch.no_grad():
+            implementation(*without_values)
+        return int(counter.get_total_flops())
+
+    return formula
+
+
+for _operator, _implementation in _IMPLEMENTATIONS.items():
+    register_flop_formula(_operator, get_raw=True)(_counted(_implementation))

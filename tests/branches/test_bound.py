@@ -1,0 +1,55 @@
+"""What the operator is given of a branch, and when it is given nothing."""
+
+import torch
+from torch import nn
+
+from noble_fx import NobleBranch, NobleConfig
+
+X, WEIGHT = torch.randn(3, 8), torch.randn(6, 8)
+
+
+def branch_of(**settings: object) -> NobleBranch:
+    branch = NobleBranch(8, 6, 2, NobleConfig(rank=2, **settings))
+    branch.prepare()
+    return branch
+
+
+def test_its_tensors_in_the_order_of_the_operator():
+    branch = branch_of(preset="reference")
+    found = branch.bound.operands(branch, X, WEIGHT)
+    expected = [branch.down, branch.down_bias, branch.up, None, *branch.act.parameters()]
+    assert list(map(id, found)) == list(map(id, expected))
+
+
+def test_a_folded_branch_has_a_bias_of_u():
+    branch = branch_of(act="silu_scale", preset="reference")
+    branch.fold()
+    found = branch.bound.operands(branch, X, WEIGHT)
+    assert found[2] is branch.up
+    assert len(found) == 4 + len(branch.act_tensors())
+
+
+def test_nothing_where_a_tensor_is_gone_or_no_plain_one():
+    for damage in (
+        lambda branch: branch._parameters.pop("up"),
+        lambda branch: branch._parameters.update(up=branch.up.detach().as_subclass(type("Sub", (torch.Tensor,), {}))),
+        lambda branch: branch._parameters.update(up=nn.Parameter(torch.randn(6, 3))),
+        lambda branch: branch._parameters.update(down=nn.Parameter(torch.randn(2, 9))),
+    ):
+        branch = branch_of()
+        damage(branch)
+        assert branch.bound.operands(branch, X, WEIGHT) is None
+
+
+def test_nothing_beside_a_weight_or_an_input_of_another_shape():
+    branch = branch_of()
+    assert branch.bound.operands(branch, X, WEIGHT) is not None
+    assert branch.bound.operands(branch, X, torch.randn(7, 8)) is None
+    assert branch.bound.operands(branch, torch.randn(3, 7), WEIGHT) is None
+    assert branch.bound.operands(branch, torch.tensor(1.0), WEIGHT) is None
+
+
+def test_an_eager_branch_is_not_bound():
+    branch = branch_of()
+    branch.prepare("its place says no")
+    assert branch.bound is None
