@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from noble_fx.branches.keys import first_line, template, why_not_recorded
 from noble_fx.branches.recording import ROWS, elsewhere, record, sampled
 from noble_fx.errors import Refusal
+from noble_fx.tracing_lock import as_part, tracing
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _program(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram | Ref
     if refusal := why_not_recorded(key):
         return refusal
     try:
-        return elsewhere(lambda: _trace(key, rank, dtype))
+        return elsewhere(as_part(lambda: _trace(key, rank, dtype)))
     except Untraceable as reason:
         return Refusal(str(reason))
 
@@ -106,6 +107,7 @@ def activation_functions(key: str) -> ActivationFunctions:
     return ActivationFunctions(forward, backward, (*act.parameters(), *act.buffers()), tuple(names), parameters)
 
 
+@tracing()
 def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
     act, own = activation_functions(key), sampled(template(key), dtype)
     tensors = [*own.parameters(), *own.buffers()]
