@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 
+from noble_fx.wrappers import own_name
+
 # What the words of a module's class or name say of what lies inside it. Those of `_SPECIAL` count wherever they
 # stand, of the others the last word does: an RwkvFeedForward is a feed-forward part.
 _SPECIAL = {
@@ -35,9 +37,6 @@ _WITHOUT_SOFTMAX = {"rwkv", "delta", "lightning", "linear", "retention", "mamba"
 _FILLERS = {"block", "blocks", "layer", "module", "net", "network", "sparse", "top"}
 _TOWERS = {"model", "encoder", "decoder", "transformer", "stage", "stack", "lm", "classification"}
 _LISTS = re.compile(r"h|(\w*_)?(layers?|blocks?|stages?)")
-
-
-WRAPPERS = {"_checkpoint_wrapped_module", "_orig_mod", "_fsdp_wrapped_module", "module"}  # not in the user's model
 
 
 @cache
@@ -69,6 +68,11 @@ def kind_of(name: str) -> str:
     return said[-1] if said else ""
 
 
+def is_wrapper(name: str) -> bool:
+    """True for `_orig_mod` and its like, which are not in the user's model."""
+    return name != own_name(name)
+
+
 def surroundings(names: Sequence[str], classes: Sequence[str]) -> tuple[str, Sequence[str]]:
     """What the nearest enclosing module that says so is, and the names from there inwards; ("", ()) where none does."""
     said = [(kind, place) for place, kind in _outwards(names, classes) if kind]
@@ -85,7 +89,7 @@ def surroundings(names: Sequence[str], classes: Sequence[str]) -> tuple[str, Seq
 def _outwards(names: Sequence[str], classes: Sequence[str]) -> Iterator[tuple[int, str]]:
     """Enclosing modules from the innermost, each with its kind, up to a tower or an entry of a list of layers."""
     for place in reversed(range(len(names))):
-        if names[place] in WRAPPERS:
+        if is_wrapper(names[place]):
             continue
         kind = (kind_of(classes[place]) if classes else "") or kind_of(names[place])
         kind = "attention" if names_letters(words_of(names[place])) else kind

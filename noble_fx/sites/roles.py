@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from noble_fx.sites.enclosing import APART, WRAPPERS, kind_of, letters_of, names_letters, surroundings, words_of
+from noble_fx.sites.enclosing import APART, is_wrapper, kind_of, letters_of, names_letters, surroundings, words_of
 
 OTHER = "other"
 Shape = tuple[int, int]
@@ -60,8 +60,8 @@ def role_from_name(
     """
     *parents, last = fqn.split(".")
     kind, inside = surroundings(["", *parents], classes)
-    inside = [name for name in inside if name not in WRAPPERS]
-    if (last in _WRAPPED and len(inside) > 1) or last in ("base_layer", *WRAPPERS):
+    inside = [name for name in inside if not is_wrapper(name)]
+    if (last in _WRAPPED and len(inside) > 1) or last == "base_layer" or is_wrapper(last):
         *inside, last = inside or parents
     own = kind_of(last)
     place = _Place(tuple(words_of(name) for name in (*inside, last)), (in_features, out_features), beside)
@@ -222,28 +222,3 @@ def _alone(place: _Place) -> str:
     if place.number is not None and partner and (stem[-1:] in _PAIRS_ALONE or stem == ("pointwise", "conv")):
         return _of_a_pair(place)
     return OTHER
-
-
-_HEAD = re.compile(
-    r"(lm_|mlm_|nsp_|cls_|class_|classification_|prediction_|output_)?heads?|classifier|score|cls|qa_outputs|embed_out"
-    r"|output_projection|vocab_proj(ector)?|unembed(ding)?|proj_out|logits?(_proj)?|out_head|readout"
-)
-_ROUTER = re.compile(r"router|gate|gating|\w*(expert|moe)_gate|router_proj|gate_network|wg")
-
-
-def is_head_name(fqn: str) -> bool:
-    """True for `lm_head`, `classifier.dense`, `output` at the top level, …"""
-    return fqn == "output" or any(_HEAD.fullmatch(part) for part in fqn.split("."))
-
-
-def is_router_class(cls: type) -> bool:
-    """True for a class that calls itself a router (Llama4Router, PhimoeTopKRouter)."""
-    return "Router" in cls.__name__
-
-
-def is_router_name(fqn: str, siblings: set[str]) -> bool:
-    """True for the gate of a mixture of experts: a router's name, beside experts or unmistakable."""
-    last = fqn.rsplit(".", 1)[-1]
-    if not _ROUTER.fullmatch(last):
-        return False
-    return "experts" in siblings or last not in ("gate", "gating", "wg")
