@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from noble_fx import ExportError
-from noble_fx.files import as_path, existing_file, staged, write_atomically
+from noble_fx.files import as_path, existing_file, read_json, staged, write_atomically
 
 
 def put(target, text="new", overwrite=False, folder=False):
@@ -150,3 +150,32 @@ def test_an_atomic_write_that_fails_leaves_the_old(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
+
+
+def test_json_that_means_one_thing():
+    assert read_json('{"a": [1, -2.5e3, null, "σ"]}') == {"a": [1, -2500.0, None, "σ"]}
+    assert read_json(b"{}") == {}
+    assert read_json(str(2**64)) == 2**64
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("", "Expecting value"),
+        (b"\xff", "can't decode byte 0xff"),
+        ('{"a": 1, "a": 1}', "a stands in it twice"),
+        ('[{"\\n": 1, "\\n": 2}]', r"\\n stands in it twice"),
+        ("[NaN]", "NaN is no number of JSON"),
+        ("-Infinity", "-Infinity is no number of JSON"),
+        ("1e999", "1e999 is too large a number"),
+        ("9" * 5000, "9{20}… is a number of 5000 digits"),
+        ('"\\ud800"', "a text in it is no Unicode"),
+        ("[" * 100000, "it is nested too deeply"),
+        ('{"a":' * 100000, "it is nested too deeply"),
+    ],
+)
+def test_json_that_nobody_should_trust(text, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_json(text)
+    assert str(caught.value).isprintable()
