@@ -34,8 +34,9 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
     """Write all weights and the config to a new folder; returns it. Nothing half-written is ever left there.
 
     What wraps the model (torch.compile, DistributedDataParallel, DataParallel, AveragedModel, …) is left out: `load`
-    takes the plain model. Raises `CheckpointError` for an existing or unwritable path, and for what a file cannot hold:
-    a callable in the config, a layer parametrized since, tensor classes other than torch's own.
+    takes the plain model. `overwrite` replaces a folder that `save` made and that holds nothing else; until the new one
+    is whole, the old one stays. Raises `CheckpointError` for an existing or unwritable path, and for what a file cannot
+    hold: a callable in the config, a layer parametrized since, tensor classes other than torch's own.
     """
     folder = _as_folder(folder)
     model = unwrapped(model)
@@ -54,8 +55,9 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
     chosen = [_own_names(site, model) for site in sites(model) if site.selected]
     capture = capture_of(model)
     inputs = capture.inputs(model) if capture is not None else None
-    with staged(folder, CheckpointError, overwrite) as work:
-        made = work / Path(os.path.abspath(folder)).name
+    place = Path(os.path.realpath(folder))  # behind a link, which stays
+    with staged(place, CheckpointError, overwrite, _stranger) as work:
+        made = work / place.name
         made.mkdir()
         weights_file.write(state, made / WEIGHTS)
         config_file.write(made / CONFIG, config, chosen, state.extra, inputs)
@@ -67,9 +69,21 @@ def _as_folder(path: str | Path) -> Path:
     folder = as_path(path, CheckpointError)
     try:
         str(folder).encode()
+        os.path.realpath(folder)
     except UnicodeEncodeError:
         raise CheckpointError(f"{printable(folder)} is no UTF-8, and safetensors asks for that; rename it") from None
+    except ValueError as error:  # a NUL
+        raise CheckpointError(f"{printable(folder)} is no path: {error}") from None
     return folder
+
+
+def _stranger(folder: Path) -> str:
+    """What is in a folder and is not of a saved model, by name; "" where nothing is."""
+    entries = {entry.name: entry for entry in sorted(folder.iterdir())}
+    for name, entry in entries.items():
+        if name not in (WEIGHTS, CONFIG) or not entry.is_file():
+            return f"{printable(name)}, which noble_fx.save did not write,"
+    return f"{WEIGHTS} without a {CONFIG}" if entries and CONFIG not in entries else ""
 
 
 def _own_names(site: Site, model: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,16 +81,17 @@ def _short(digits: str) -> int:
 
 
 @contextmanager
-def staged(target: Path, error: type[NobleError], overwrite: bool = False) -> Iterator[Path]:
+def staged(
+    target: Path, error: type[NobleError], overwrite: bool = False, stranger: Callable[[Path], str] = lambda folder: ""
+) -> Iterator[Path]:
     """Yields an empty folder beside `target`; what it holds at the end moves to `target`'s place when all went well.
 
     Raises `error` when `target` exists (unless `overwrite`), its folder cannot be written, or a file would replace a
-    folder or the other way round.
+    folder or the other way round. `stranger(folder)` names what is in an old folder and is not to be deleted, or "".
     """
     target = Path(os.path.abspath(target))
     try:
-        if target.exists() and not overwrite:
-            raise error(f"{target} exists; remove it, choose another path, or pass overwrite=True")
+        _check_replaceable(target, error, overwrite, stranger)
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except NobleError:  # a ValueError as well
@@ -100,6 +101,7 @@ def staged(target: Path, error: type[NobleError], overwrite: bool = False) -> It
     try:
         yield work
         new = work / target.name
+        _check_replaceable(target, error, overwrite, stranger)  # again: minutes may have passed
         if target.exists() and target.is_dir() != new.is_dir():
             old_kind, new_kind = ("folder", "file") if target.is_dir() else ("file", "folder")
             raise error(f"{target} is a {old_kind}, and a {new_kind} does not replace it; choose another path")
@@ -110,18 +112,25 @@ def staged(target: Path, error: type[NobleError], overwrite: bool = False) -> It
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _check_replaceable(target: Path, error: type[NobleError], overwrite: bool, stranger: Callable[[Path], str]) -> None:
+    if target.exists() and not overwrite:
+        raise error(f"{target} exists; remove it, choose another path, or pass overwrite=True")
+    if target.is_dir() and (found := stranger(target)):
+        raise error(f"{target} is not replaced, for {found} would be lost; remove it, or choose another path")
+
+
 def _put(new: Path, target: Path) -> None:
     """Rename `new` to `target`; an old folder is set aside first: a rename cannot replace one that is full."""
     old = new.with_name(new.name + ".old")
     for sidecar in new.parent.iterdir():  # external data of an ONNX file goes first: the file is nothing without it
         if sidecar != new:
             sidecar.replace(target.with_name(sidecar.name))
-    if target.is_dir():
-        target.rename(old)
     try:
+        if target.is_dir():
+            target.rename(old)
         new.replace(target)
-    except OSError:
-        if old.exists():
+    except BaseException:  # an interrupt as well: what was there comes back
+        if old.exists() and not target.exists():
             old.rename(target)
         raise
 

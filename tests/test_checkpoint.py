@@ -126,6 +126,48 @@ def test_an_existing_path_is_refused_unless_told(folder):
     assert json.loads((folder / "noble_config.json").read_text())["config"]["rank"] == 2
 
 
+@pytest.mark.parametrize("stranger", ["thesis.txt", "sub/model.safetensors", ".hidden"])
+def test_a_folder_with_anything_else_is_not_replaced(stranger, folder):
+    (folder / stranger).parent.mkdir(exist_ok=True)
+    (folder / stranger).write_text("mine")
+    before = (folder / "model.safetensors").read_bytes()
+    message = f"is not replaced, for {stranger.split('/')[0]}, which noble_fx.save did not write, would be lost"
+    with pytest.raises(CheckpointError, match=message):
+        noble_fx.save(transformed("modules"), folder, overwrite=True)
+    assert (folder / stranger).read_text() == "mine"
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path):
+    (tmp_path / "model.safetensors").write_text("somebody's")
+    with pytest.raises(CheckpointError, match=r"model.safetensors without a noble_config.json would be lost"):
+        noble_fx.save(transformed("modules"), tmp_path, overwrite=True)
+    (tmp_path / "model.safetensors").unlink()
+    noble_fx.save(transformed("modules"), tmp_path, overwrite=True)  # an empty one holds nothing to lose
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    noble_fx.save(transformed("modules"), tmp_path / "disk" / "saved")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "saved")
+    noble_fx.save(noble_fx.transform(tiny(), rank=2), tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "disk" / "saved" / "noble_config.json").read_text())["config"]["rank"] == 2
+
+
+def test_an_interrupted_save_leaves_the_old_folder(folder, monkeypatch):
+    before = (folder / "model.safetensors").read_bytes()
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("noble_fx.checkpoints.config_file.write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        noble_fx.save(noble_fx.transform(tiny(), rank=2), folder, overwrite=True)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == ["saved"]
+
+
 def test_an_unwritable_path_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"cannot write beside .*choose another path"):

@@ -75,6 +75,51 @@ def test_an_error_on_the_way_leaves_what_was_there(error, tmp_path):
     assert names(tmp_path) == ["file"]
 
 
+def test_a_folder_is_replaced_only_without_what_would_be_lost(tmp_path):
+    def stranger(folder):
+        return next((f"the {path.name}" for path in folder.iterdir() if path.name != "part"), "")
+
+    def write(text, between=lambda: None):
+        with staged(tmp_path / "target", ExportError, True, stranger) as work:
+            (work / "target").mkdir()
+            (work / "target" / "part").write_text(text)
+            between()
+
+    write("old")
+    write("new")
+    assert (tmp_path / "target" / "part").read_text() == "new"
+    message = "target is not replaced, for the thesis would be lost; remove it, or choose another path"
+    with pytest.raises(ExportError, match=message):
+        write("newer", lambda: (tmp_path / "target" / "thesis").write_text("mine"))  # while it is written
+    with pytest.raises(ExportError, match=message):
+        write("newer")
+    assert (tmp_path / "target" / "part").read_text() == "new"
+    assert (tmp_path / "target" / "thesis").read_text() == "mine"
+    assert names(tmp_path) == ["target"]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_between_the_renames_leaves_what_was_there(call, tmp_path, monkeypatch):
+    target, calls = tmp_path / "target", []
+    put(target, "old", folder=True)
+    rename = Path.rename
+
+    def interrupted(self, other):
+        calls.append(other)
+        if len(calls) == call == 1:
+            raise KeyboardInterrupt
+        result = rename(self, other)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        put(target, overwrite=True, folder=True)
+    assert (target / "part").read_text() == "old"
+    assert names(tmp_path) == ["target"]
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_rename_that_fails_puts_the_old_back(folder, tmp_path, monkeypatch):
     target = tmp_path / "target"
