@@ -16,6 +16,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
+from noble_fx.attach.restore import restored_on_error
 from noble_fx.branches.kinds import branch_class
 from noble_fx.captures.base import Examples, Plan
 from noble_fx.captures.example_inputs import rebuild
@@ -25,7 +26,7 @@ from noble_fx.errors import CheckpointError, ConfigError
 from noble_fx.files import staged
 from noble_fx.inspect import sites
 from noble_fx.sites.site import Site
-from noble_fx.transform import apply_plan, make_plan, remove
+from noble_fx.transform import apply_plan, make_plan
 
 WEIGHTS, CONFIG = "model.safetensors", "noble_config.json"
 _FORMAT = 1
@@ -95,12 +96,13 @@ def load(
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG} does not fit this model: {error}") from error
     _compare(model, plan, stored, folder)
-    result = apply_plan(model, plan)
-    try:
-        load_model(result, str(folder / WEIGHTS))
-    except Exception as error:
-        remove(result)
-        raise CheckpointError(f"{folder / WEIGHTS} could not be read into the model: {error}") from error
+    with restored_on_error(model) as before:
+        before.keep((*model.parameters(), *model.buffers()))
+        result = apply_plan(model, plan)
+        try:
+            load_model(result, str(folder / WEIGHTS))
+        except Exception as error:
+            raise CheckpointError(f"{folder / WEIGHTS} could not be read into the model: {error}") from error
     return result
 
 
