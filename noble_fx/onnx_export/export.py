@@ -26,8 +26,8 @@ from noble_fx.onnx_export.account import describe
 from noble_fx.onnx_export.names import name_ends, name_sizes
 from noble_fx.onnx_export.operators import translations
 from noble_fx.onnx_export.prepare import example_inputs, folded_copy, given_inputs
-from noble_fx.onnx_export.program import cannot_export, capture, lower, rewrite, size_names
-from noble_fx.onnx_export.report import ExportReport, report_of
+from noble_fx.onnx_export.program import cannot_export, capture, lower, named_arguments, rewrite, size_names
+from noble_fx.onnx_export.report import ExportReport, notes, report_of
 from noble_fx.onnx_export.request import (
     PIPELINES,
     check_request,
@@ -38,10 +38,12 @@ from noble_fx.onnx_export.request import (
     need_onnx,
 )
 from noble_fx.onnx_export.tolerance import dtypes_in, tolerances
+from noble_fx.onnx_export.untouched import random_states_kept
 from noble_fx.onnx_export.verify import Verification
 from noble_fx.onnx_export.verify import verify as compare
 from noble_fx.passes.history import Step
 from noble_fx.sites.from_file import METADATA
+from noble_fx.tracing_lock import tracing
 
 __all__ = ["ExportReport", "export_onnx"]
 
@@ -71,7 +73,8 @@ def export_onnx(
     a matrix that another product reads. `functions` keeps each site one node with its maths in a function of the file
     (not joined: a box has the operands of the formula). The file is run and compared with `model` as it is, at several
     sizes; `verify="warn"` keeps a file that is too far off, with a warning, and `verify=False` does not look.
-    `progress` is called with the name of each stage. `model` itself is never changed.
+    `progress` is called with the name of each stage. `model` itself is never changed. Exports in several threads wait
+    for one another.
     Raises `ExportError` when the model cannot be exported, a result is too far off, or `path` exists or cannot be
     written; nothing is left at `path` then.
     """
@@ -79,9 +82,10 @@ def export_onnx(
     check_request(model, verify, join, opset)
     target, dtype = checked_path(path), checked_dtype(dtype)
     args, kwargs = given_inputs(args, {} if kwargs is None else kwargs)
+    arguments = named_arguments(model, args, kwargs)
     given = args, without_cache(model, kwargs, ExportError)
     args, kwargs = example_inputs(given, dtype)
-    with staged(target, ExportError, overwrite) as work, torch.no_grad():
+    with tracing(), staged(target, ExportError, overwrite) as work, random_states_kept(model), torch.no_grad():
         progress("fold")
         copied, steps = folded_copy(model, dtype, fold)
         progress("capture")
@@ -102,12 +106,11 @@ def export_onnx(
         verification = None
         if verify:
             progress("verify")
-            verification = compare(
-                model, file, given, captured, tolerances(program), dtype, ranged=dynamic_shapes is not None
-            )
+            ranged, shared = dynamic_shapes is not None, not program.graph_signature.parameters_to_mutate
+            verification = compare(model, file, given, captured, tolerances(program), dtype, ranged, shared)
             _judge(verification, target, verify, dtype)
         size = sum(part.stat().st_size for part in work.iterdir())
-    return report_of(onnx_model, target, size, verification, steps)
+    return report_of(onnx_model, target, size, verification, steps, notes(program, arguments))
 
 
 def _rewritten(program: ExportedProgram, join: str | bool, functions: bool) -> tuple[Any, list[Step], list[Any]]:

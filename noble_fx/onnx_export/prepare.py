@@ -19,12 +19,13 @@ from noble_fx.fold import fold_in_place
 from noble_fx.passes.history import Step
 
 
-def frozen_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def frozen_copy(model: nn.Module, dtype: torch.dtype | None = None, shared: bool = True) -> nn.Module:
     """A copy in eval mode without gradients, its floating-point tensors in `dtype` where one is asked for.
 
-    Raises `ExportError` for a model that cannot be copied.
+    `shared`: parameters over the memory of the model's, where `eval()` changes none. Raises `ExportError` for a model
+    that cannot be copied.
     """
-    shared = _switches_by_flag_alone(model)
+    shared = shared and _switches_by_flag_alone(model)
     memo: dict[int, Any] = {id(p): _detached(p, shared) for p in model.parameters() if type(p) is nn.Parameter}
     for module in model.modules():  # what a pruned or weight-normed layer computed last, which torch does not copy
         computed = [v for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]

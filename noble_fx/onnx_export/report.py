@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from noble_fx.onnx_export.account import rewrites
 from noble_fx.onnx_export.verify import Verification
@@ -40,6 +43,7 @@ class ExportReport:
     verified_by: str = "ONNX Runtime"  # what ran the file, and why another than ONNX Runtime did
     passes: dict[str, int] = field(default_factory=dict)  # rewrites by pass
     kept: dict[str, int] = field(default_factory=dict)  # "pass: why not" -> how many sites
+    notes: tuple[str, ...] = ()  # where a file is less than the model: what it does not keep, what is fixed in it
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -60,6 +64,7 @@ class ExportReport:
                 if self.kept
                 else {}
             ),
+            **({"note": "; ".join(self.notes)} if self.notes else {}),
             "largest error": self._error(),
             "compared at": "; ".join(self.checked) or "–",
             "compared by": self.verified_by if self.checked else "–",
@@ -81,6 +86,7 @@ def report_of(
     size: int,
     verification: Verification | None,
     steps: Sequence[Step],
+    notes: tuple[str, ...] = (),
 ) -> ExportReport:
     """The report of an onnx_ir model that lies at `path`, `size` bytes; `verification` is None where nobody looked."""
     nodes = [*onnx_model.graph, *(node for function in onnx_model.functions.values() for node in function)]
@@ -98,4 +104,17 @@ def report_of(
         verified_by=verification.by if verification else "",
         passes=rewrites(steps),
         kept=dict(refused),
+        notes=notes,
     )
+
+
+def notes(program: ExportedProgram, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the model does and a file does not: change tensors of its own, take other values than tensors."""
+    signature = program.graph_signature
+    changed = sorted({*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()})
+    found = [f"every call of the model changes {name!r}, and every run of the file starts from it" for name in changed]
+    for name, value in arguments.items():
+        for path, leaf in pytree.tree_leaves_with_path(value):
+            if leaf is not None and not isinstance(leaf, Tensor):
+                found.append(f"{name}{pytree.keystr(path)} is fixed: {leaf!r:.60}")
+    return tuple(found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from noble_fx.onnx_export.prepare import example_inputs, frozen_copy
 from noble_fx.onnx_export.reference import reference
 from noble_fx.onnx_export.session import MissingKernel, OnnxModel
 from noble_fx.onnx_export.tolerance import Tolerance
+
+Copies = Callable[[torch.dtype | None], nn.Module]  # a fresh copy of the model in a dtype
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,21 @@ def verify(
     tolerances: Sequence[Tolerance],
     dtype: torch.dtype | None = None,
     ranged: bool = False,
+    shared: bool = True,
 ) -> Verification:
-    """Run `model` and the file on the same inputs; `ranged`: keep sizes in the ranges of the program's symbols."""
+    """Run `model` and the file on the same inputs; `ranged`: keep sizes in the ranges of the program's symbols.
+
+    `shared`: copies of the model may share the memory of its parameters, since no call changes any.
+    """
     run, by = _runner(path)
+    copies = partial(frozen_copy, model, shared=shared)
     checked: list[str] = []
     worst = (0.0, max((t.value for t in tolerances), default=0.0))
     for case in cases(given[0], given[1], program, ranged):
         shapes = shape_text(case)
         if shapes in checked:
             continue
-        truth = _truth(model, case, dtype, needed=not checked)
+        truth = _truth(copies, case, dtype, needed=not checked)
         if truth is None:
             continue
         results = run(_flat(example_inputs(case, dtype)))
@@ -72,24 +80,24 @@ def _share(pair: tuple[float, float]) -> float:
     return float("inf") if error != error else error / tolerance if tolerance else error and float("inf")
 
 
-def _truth(model: nn.Module, case: tuple[Any, Any], dtype: torch.dtype | None, needed: bool) -> list[Tensor] | None:
+def _truth(copies: Copies, case: tuple[Any, Any], dtype: torch.dtype | None, needed: bool) -> list[Tensor] | None:
     """The tensors that the model returns; None where it does not take this size itself, an error where it must.
 
     Where a dtype is asked for, what is chosen by comparing rounded numbers (an argmax, a mask) is that of the model in
     this dtype.
     """
-    truth = _returned(model, case, None, needed)
+    truth = _returned(copies, case, None, needed)
     if dtype is None or truth is None or all(tensor.is_floating_point() for tensor in truth):
         return truth
-    rounded = _returned(model, case, dtype, needed)
+    rounded = _returned(copies, case, dtype, needed)
     return rounded and [t if t.is_floating_point() else r for t, r in zip(truth, rounded, strict=True)]
 
 
-def _returned(model: nn.Module, case: tuple[Any, Any], dtype: torch.dtype | None, needed: bool) -> list[Tensor] | None:
+def _returned(copies: Copies, case: tuple[Any, Any], dtype: torch.dtype | None, needed: bool) -> list[Tensor] | None:
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, case) if dtype is None else example_inputs(case, dtype)
     try:
         with quiet():  # a captured graph prints where a size does not fit it, besides raising
-            return _flat(frozen_copy(model, dtype)(*args, **kwargs))
+            return _flat(copies(dtype)(*args, **kwargs))
     except Exception as error:
         if not needed:
             return None
