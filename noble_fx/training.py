@@ -13,7 +13,7 @@ from torch import nn
 
 from noble_fx.branches.base import Branch
 from noble_fx.errors import ConfigError
-from noble_fx.sites.roles import is_head_name
+from noble_fx.sites.heads import is_head_name
 from noble_fx.transform import named_branches
 
 Group = dict[str, Any]

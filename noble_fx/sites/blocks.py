@@ -10,7 +10,8 @@ from torch import nn
 
 from noble_fx.errors import Refusal
 from noble_fx.layers.registry import describe
-from noble_fx.sites.roles import is_head_name, is_router_class, is_router_name
+from noble_fx.sites.heads import is_head_name
+from noble_fx.sites.routers import is_router_class, is_router_name
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 TIED = Refusal("its weight is tied to another module's")

@@ -54,28 +54,3 @@ def _surroundings(parents: list[str]) -> str:
     return (
         "ffn" if "output" in parents else ""
     )  # BERT's `layer.0.output.dense`; its `attention.output` was caught above
-
-
-_HEAD = re.compile(
-    r"(lm_|mlm_|nsp_|cls_|class_|classification_|prediction_|output_)?heads?|classifier|score|cls|qa_outputs|embed_out"
-    r"|output_projection|vocab_proj(ector)?|unembed(ding)?|proj_out|logits?(_proj)?|out_head|readout"
-)
-_ROUTER = re.compile(r"router|gate|gating|\w*(expert|moe)_gate|router_proj|gate_network|wg")
-
-
-def is_head_name(fqn: str) -> bool:
-    """True for `lm_head`, `classifier.dense`, `output` at the top level, …"""
-    return fqn == "output" or any(_HEAD.fullmatch(part) for part in fqn.split("."))
-
-
-def is_router_class(cls: type) -> bool:
-    """True for a class that calls itself a router (Llama4Router, PhimoeTopKRouter)."""
-    return "Router" in cls.__name__
-
-
-def is_router_name(fqn: str, siblings: set[str]) -> bool:
-    """True for the gate of a mixture of experts: a router's name, beside experts or unmistakable."""
-    last = fqn.rsplit(".", 1)[-1]
-    if not _ROUTER.fullmatch(last):
-        return False
-    return "experts" in siblings or last not in ("gate", "gating", "wg")
