@@ -105,7 +105,7 @@ def staged(
         if target.exists() and target.is_dir() != new.is_dir():
             old_kind, new_kind = ("folder", "file") if target.is_dir() else ("file", "folder")
             raise error(f"{target} is a {old_kind}, and a {new_kind} does not replace it; choose another path")
-        _put(new, target)
+        _put(work, target)
     except OSError as problem:
         raise error(f"writing {target} failed: {_reason(problem)}; nothing was left there") from problem
     finally:
@@ -119,19 +119,26 @@ def _check_replaceable(target: Path, error: type[NobleError], overwrite: bool, s
         raise error(f"{target} is not replaced, for {found} would be lost; remove it, or choose another path")
 
 
-def _put(new: Path, target: Path) -> None:
-    """Rename `new` to `target`; an old folder is set aside first: a rename cannot replace one that is full."""
-    old = new.with_name(new.name + ".old")
-    for sidecar in new.parent.iterdir():  # external data of an ONNX file goes first: the file is nothing without it
-        if sidecar != new:
-            sidecar.replace(target.with_name(sidecar.name))
+def _put(work: Path, target: Path) -> None:
+    """Move all that is in `work` to its place beside `target`, or, whatever is raised, leave everything as it was."""
+    sidecars = [part for part in work.iterdir() if part.name != target.name]
+    if not sidecars and not target.is_dir():
+        (work / target.name).replace(target)
+        return
+    aside = work / ".aside"
+    aside.mkdir()
+    moves = [(part, target.with_name(part.name), aside / part.name) for part in [*sidecars, work / target.name]]
     try:
-        if target.is_dir():
-            target.rename(old)
-        new.replace(target)
-    except BaseException:  # an interrupt as well: what was there comes back
-        if old.exists() and not target.exists():
-            old.rename(target)
+        for new, place, old in moves:  # external data of an ONNX file goes first: the file is nothing without it
+            if os.path.lexists(place):
+                place.replace(old)
+            new.replace(place)
+    except BaseException:
+        for new, place, old in moves:  # read off the disk: an interrupt comes between any two steps
+            if not os.path.lexists(new):
+                os.rename(place, new)
+            if os.path.lexists(old):
+                os.rename(old, place)
         raise
 
 

@@ -47,7 +47,7 @@ def capture(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> Ex
     automatic = dynamic_shapes is None
     if automatic:
         args, kwargs = at_least_two((args, kwargs))
-        dynamic_shapes = automatic_shapes(_by_argument(model, args, kwargs))
+        dynamic_shapes = automatic_shapes(named_arguments(model, args, kwargs))
     else:
         _check_axes(model, args, kwargs, dynamic_shapes)
     try:
@@ -78,7 +78,7 @@ def size_names(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) ->
 
 def _given_axes(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> Iterator[tuple[str, Tensor, Any]]:
     """Each argument that is a tensor, with its axes in `dynamic_shapes`."""
-    named = _by_argument(model, args, kwargs)
+    named = named_arguments(model, args, kwargs)
     by_name = isinstance(dynamic_shapes, dict)
     shapes = dynamic_shapes if by_name else dict(zip(named, dynamic_shapes or (), strict=False))
     for name, axes in shapes.items():
@@ -104,7 +104,8 @@ def _check_outputs(program: ExportedProgram) -> None:
         )
 
 
-def _by_argument(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+def named_arguments(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Each argument of a call by its name; raises `ExportError` for one that `forward` does not take."""
     try:
         return bound_arguments(model, args, kwargs)
     except TypeError as error:
