@@ -131,7 +131,7 @@ def _put(work: Path, target: Path) -> None:
     try:
         for new, place, old in moves:  # external data of an ONNX file goes first: the file is nothing without it
             if os.path.lexists(place):
-                place.replace(old)
+                place.rename(old)
             new.replace(place)
     except BaseException:
         for new, place, old in moves:  # read off the disk: an interrupt comes between any two steps

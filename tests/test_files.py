@@ -197,6 +197,32 @@ def test_an_atomic_write_that_fails_leaves_the_old(tmp_path, monkeypatch):
     assert names(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("step", range(1, 5))
+@pytest.mark.parametrize("error", [OSError(28, "no space"), KeyboardInterrupt()])
+def test_two_files_are_both_replaced_or_neither(step, error, tmp_path, monkeypatch):
+    """The external data of an ONNX file belongs to it: an old one beside a new file is a broken model."""
+    target, moves = tmp_path / "m.onnx", []
+    for name in ("m.onnx", "m.onnx.data"):
+        (tmp_path / name).write_text("old")
+
+    def failing(source, place):
+        moves.append(place)
+        if len(moves) == step:
+            raise error
+        os.replace(source, place)
+
+    def put_both():
+        with staged(target, ExportError, overwrite=True) as work:
+            for name in ("m.onnx", "m.onnx.data"):
+                (work / name).write_text("new")
+            monkeypatch.setattr(Path, "rename", failing)
+            monkeypatch.setattr(Path, "replace", failing)
+
+    with pytest.raises((ExportError, KeyboardInterrupt)):
+        put_both()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"m.onnx": "old", "m.onnx.data": "old"}
+
+
 def test_json_that_means_one_thing():
     assert read_json('{"a": [1, -2.5e3, null, "σ"]}') == {"a": [1, -2500.0, None, "σ"]}
     assert read_json(b"{}") == {}
@@ -224,28 +250,3 @@ def test_json_that_nobody_should_trust(text, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         read_json(text)
     assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize("step", range(1, 5))
-@pytest.mark.parametrize("error", [OSError(28, "no space"), KeyboardInterrupt()])
-def test_two_files_are_both_replaced_or_neither(step, error, tmp_path, monkeypatch):
-    """The external data of an ONNX file belongs to it: an old one beside a new file is a broken model."""
-    target, moves, replace = tmp_path / "m.onnx", [], Path.replace
-    for name in ("m.onnx", "m.onnx.data"):
-        (tmp_path / name).write_text("old")
-
-    def failing(source, place):
-        moves.append(place)
-        if len(moves) == step:
-            raise error
-        replace(source, place)
-
-    def put_both():
-        with staged(target, ExportError, overwrite=True) as work:
-            for name in ("m.onnx", "m.onnx.data"):
-                (work / name).write_text("new")
-            monkeypatch.setattr(Path, "replace", failing)
-
-    with pytest.raises((ExportError, KeyboardInterrupt)):
-        put_both()
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"m.onnx": "old", "m.onnx.data": "old"}

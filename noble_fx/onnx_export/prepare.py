@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from noble_fx.attach.attach import named_branches
 from noble_fx.captures.torch_export import first_line
 from noble_fx.errors import CaptureError, ExportError
 from noble_fx.fold import fold_in_place
@@ -36,6 +37,9 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype | None = None, shared: bool
         raise ExportError(
             f"the model cannot be copied, and an export works on a copy: {type(error).__name__}: {first_line(error)}"
         ) from error
+    originals = named_branches(model)
+    for name, branch in named_branches(copied).items():
+        branch.enabled = originals[name].enabled  # off inside noble_fx.disabled, which a copy is not
     return _cast(copied, dtype).eval().requires_grad_(False)
 
 
