@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx.attach.attach import named_branches
+from noble_fx.attach.restore import restored_on_error
 from noble_fx.captures.base import Examples
 from noble_fx.captures.example_inputs import rebuild
 from noble_fx.captures.table import capture_of
@@ -26,7 +27,7 @@ from noble_fx.errors import CheckpointError, ConfigError, NobleError, printable
 from noble_fx.files import as_path, staged
 from noble_fx.inspect import sites
 from noble_fx.sites.site import Site
-from noble_fx.transform import apply_plan, make_plan, remove
+from noble_fx.transform import apply_plan, make_plan
 from noble_fx.wrappers import own_name, unwrapped, wrapper
 
 
@@ -121,18 +122,15 @@ def load(
     fit.check_header(stored, described.extra)
     values = weights_file.read(folder)
     fit.check_values(values)
-    with kept(model):
+    with restored_on_error(model), kept(model):
         result = apply_plan(model, plan)
         try:
             fill(result, fit, {**described.extra, **values})
-        except BaseException as error:
-            remove(result)
-            if isinstance(error, Exception):
-                reason = str(error).partition("\n")[0]
-                raise CheckpointError(
-                    f"{printable(folder / WEIGHTS)} could not be read into the model: {reason}"
-                ) from error
-            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"{printable(folder / WEIGHTS)} could not be read into the model: {reason}"
+            ) from error
     return result
 
 
