@@ -37,8 +37,8 @@ class Augmented:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         branch = self.noble
-        if branch.enabled and not branch.unfused and len(args) == 1 and not kwargs:
-            fused = fused_call(self, branch, args[0])
+        if branch.enabled and not branch.unfused and len(args) + len(kwargs) == 1:
+            fused = fused_call(self, branch, args[0] if args else kwargs.get(self._input_name))
             if fused is not None:
                 return fused
         y = super().forward(*args, **kwargs)  # type: ignore[misc]

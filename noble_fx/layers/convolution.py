@@ -38,7 +38,7 @@ def _shape(layer: Any) -> tuple[int, int] | None:
 
 
 def _padded(layer: Any) -> Refusal | None:
-    if isinstance(layer.padding, str) or any(layer.padding):
+    if not isinstance(layer.padding, str) and any(layer.padding):  # "same" and "valid" pad nothing around 1×1
         return Refusal("a 1x1 convolution with padding, which adds positions of its own")
     return None
 

@@ -24,7 +24,10 @@ from noble_fx.sites.views import SPLITS, ShapeOf, View, bound, parameter_shapes,
 
 aten = torch.ops.aten
 LINEAR_PRODUCTS = (aten.linear.default, F.linear, aten.addmm.default, aten.mm.default, aten.matmul.default)
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
+CONVOLUTIONS = (
+    *(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default),
+    *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),  # padding="same" or "valid"
+)
 EXPERT_PRODUCTS = (aten.bmm.default, aten.baddbmm.default)
 GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
 EINSUM = aten.einsum.default
@@ -128,7 +131,7 @@ def _convolution(node: fx.Node, shape_of: ShapeOf) -> Product | Refusal | None:
     kernel = [stop - start for _, start, stop in view.axes[2:]]
     if set(kernel) != {1}:
         return Refusal(f"a convolution over {' × '.join(map(str, kernel))} positions, not 1 × 1")
-    if arguments["groups"] != 1 or padding == "same" or any(_sizes(padding)):
+    if arguments["groups"] != 1 or any(_sizes(padding)):  # "same" and "valid" pad nothing around one position
         return Refusal("a 1x1 convolution with groups or padding")
     return Product(node, arguments["input"], weight, view, (1,), (0,), None, arguments["bias"])
 

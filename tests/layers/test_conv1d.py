@@ -22,6 +22,7 @@ def test_a_branch_beside_a_transposed_weight_fused_and_saved(tmp_path):
     assert (site.kind, site.in_features, site.out_features, site.unfused) == ("Conv1D", 8, 6, "")
     assert isinstance(model[0], Conv1D)
     torch.testing.assert_close(model(x), plain(x) + model[0].noble(x))
+    assert torch.equal(model[0](x=x), model(x))
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
     noble_fx.save(model, tmp_path / "folder")
     assert torch.equal(noble_fx.load(plain, tmp_path / "folder")(x), model(x))

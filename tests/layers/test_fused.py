@@ -48,6 +48,14 @@ def test_any_number_of_rows(shape, calls):
     assert len(calls) == 1
 
 
+def test_x_by_its_name_is_x(calls):
+    layer, x = small_layer(), torch.randn(3, 9)
+    torch.testing.assert_close(layer(input=x), truth(layer, x))
+    assert len(calls) == 1
+    with pytest.raises(TypeError, match="unexpected keyword argument 'inputs'"):
+        layer(inputs=x)
+
+
 # --- the branch is not what it was -----------------------------------------------------------------------------------
 
 
