@@ -48,7 +48,7 @@ def words_of(name: str) -> tuple[str, ...]:
 
 @cache
 def kind_of(name: str) -> str:
-    """What a module of this name or class is: one of the surroundings, "tower" for what has none of these roles, or ""."""
+    """What a module of this name or class is: one of the surroundings, "tower" for what has no such role, or ""."""
     words = [word for word in words_of(name) if not word.isdigit()]
     joined = "_".join(words)
     if _HEADS.search(joined):
