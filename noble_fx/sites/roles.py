@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from noble_fx.sites.enclosing import APART, is_wrapper, kind_of, letters_of, names_letters, surroundings, words_of
+from noble_fx.sites.routers import is_router_class
 
 OTHER = "other"
 Shape = tuple[int, int]
@@ -32,7 +33,8 @@ Shape = tuple[int, int]
 def role_in(model: nn.Module, fqn: str, in_features: int, out_features: int) -> str:
     """The role of the map called `fqn` in `model`."""
     *parents, _ = fqn.split(".")
-    module, classes = model, [type(model).__name__]
+    module, own = model, type(model)
+    classes = ["" if is_router_class(own) else own.__name__]  # a whole model routes something else than tokens
     for name in parents:
         module = module._modules[name]  # type: ignore[assignment]
         classes.append(type(module).__name__)
