@@ -19,6 +19,7 @@ from noble_fx.attach.attach import attach, carriers, detach, named_branches
 from noble_fx.attach.draw import base_tensors, build_branches, draw_base, drawing
 from noble_fx.attach.restore import Before, restored_on_error, unchanged
 from noble_fx.attach.switched_off import is_off, switched_off, without_branch
+from noble_fx.attach.unwrapped import check_unwrapped, same_on_every_rank
 from noble_fx.branches.base import Branch
 from noble_fx.branches.kinds import check_branch
 from noble_fx.captures import dynamo
@@ -29,6 +30,7 @@ from noble_fx.errors import CaptureError, ConfigError, Refusal
 from noble_fx.layers.linear import Augmented
 from noble_fx.ops.cuda import why_no_kernel
 from noble_fx.sites.site import Choice
+from noble_fx.wrappers import own_name
 
 
 def transform(
@@ -60,6 +62,7 @@ def transform(
 def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None = None) -> Plan:
     """Capture, find and choose without changing anything; raises what `transform` raises."""
     check_model(model)
+    check_unwrapped(model, "transform")
     carried = next((fqn for fqn, m in model.named_modules() if isinstance(m, Branch)), None)
     if carried is not None:
         raise ConfigError(
@@ -68,7 +71,9 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None =
         )
     check_branch(config)  # an unknown kind, an unknown or ill-shaped σ is refused first
     with unchanged(model):
-        return _asked_plan(model, config, examples)
+        plan = _asked_plan(model, config, examples)
+    check_unwrapped(model, "transform", [site.weight or site.fqn for site in plan.selected])
+    return plan
 
 
 def _asked_plan(model: nn.Module, config: NobleConfig, examples: Examples | None) -> Plan:
@@ -176,17 +181,28 @@ def remove(model: nn.Module) -> nn.Module:
         raise ConfigError("the model carries no branches, so there is nothing to remove")
     if any(map(is_off, branches.values())):
         raise ConfigError("the model is inside noble_fx.disabled(model); leave that, then remove")
+    check_unwrapped(model, "remove", (fqn for fqn, module in model.named_modules() if isinstance(module, Branch)))
     with restored_on_error(model):
         _take_out(model)
     return model
 
 
 def reset_branches(model: nn.Module) -> nn.Module:
-    """Draw every branch again as `transform` would, seeds included: what a model needs after meta → `to_empty`."""
+    """Draw every branch again as `transform` would, seeds included: what a model needs after meta → `to_empty`.
+
+    Of a model that is sharded by FSDP2 or a parallel plan every rank must call it. Raises `ConfigError` where a branch
+    is folded or lies in an FSDP1 wrapper, and without a seed inside DDP, whose ranks would draw branches of their own.
+    """
     branches = named_branches(model)
+    for fqn, branch in branches.items():
+        if branch.config.seed is None and same_on_every_rank(model, fqn):
+            raise ConfigError(
+                f"the branch at {own_name(fqn, model)!r} has no seed, so every rank of DDP would draw another one; "
+                "reset the branches before wrapping, or transform with a seed"
+            )
     with restored_on_error(model) as before, torch.no_grad():
         before.keep(tensor for b in branches.values() for tensor in (*b.parameters(), *b.buffers()))
         for fqn, branch in branches.items():
-            with drawing(branch.config, fqn):
+            with drawing(branch.config, own_name(fqn, model)):
                 branch.redraw()
     return model

@@ -13,8 +13,10 @@ from noble_fx.attach.attach import branch_paths, site_name
 from noble_fx.branches.base import Branch
 from noble_fx.branches.kinds import branch_class
 from noble_fx.config import NobleConfig
+from noble_fx.distributed import laid_out_like, replicate_beside
 from noble_fx.layers.registry import bias_of
 from noble_fx.sites.site import Site
+from noble_fx.wrappers import own_name
 
 
 @contextmanager
@@ -37,11 +39,12 @@ def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Br
     branches = []
     for path in branch_paths(site):
         # Drawn on the CPU in float32, so that a seed means the same branch on every device and in every dtype.
-        with drawing(config, site_name(path)), torch.device("meta" if weight.is_meta else "cpu"):
+        with drawing(config, own_name(site_name(path), model)), torch.device("meta" if weight.is_meta else "cpu"):
             branch = kind(site.in_features, site.out_features, site.rank, config, site.role)
         branch.site = site
         branch.prepare(site.unfused if config.fuse else "fuse=False")
         branch.to(device=weight.device, dtype=weight.dtype)
+        replicate_beside(branch, weight)
         branches.append(branch.train(owner.training))
     return branches
 
@@ -60,8 +63,8 @@ def draw_base(model: nn.Module, site: Site, config: NobleConfig) -> None:
     weight, *biases = base_tensors(model, site)
     if weight.is_meta:
         return
-    with torch.no_grad(), drawing(config, site.weight or f"{site.fqn}.weight"):
+    with torch.no_grad(), drawing(config, own_name(site.weight or f"{site.fqn}.weight", model)):
         drawn = torch.randn(weight.shape) * config.recipe.base_gain * site.in_features**-0.5
-        weight.copy_(drawn)
+        weight.copy_(laid_out_like(weight, drawn))
         for bias in biases:
             bias.zero_()

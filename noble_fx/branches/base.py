@@ -24,8 +24,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from noble_fx.branches.bound import Bound, FusedForm
+from noble_fx.branches.own_tensors import refill
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, Refusal
 
@@ -123,15 +125,16 @@ class Branch(nn.Module):
         return next((p.dtype for p in self.parameters()), torch.float32)
 
     def redraw(self) -> None:
-        """Draw every value again, as when it was made; raises `ConfigError` where it is folded."""
+        """Draw every value again, as when it was made; raises `ConfigError` where it is folded, pruned or in FSDP1."""
         if self.folded:
             raise ConfigError(
                 "a folded model is for inference and cannot be drawn again; use the model it was folded from"
             )
-        fresh = type(self)(self.in_features, self.out_features, self.rank, self.config, self.role)
-        own = self.state_dict()
+        kind = parametrize.type_before_parametrizations(self)
+        fresh = kind(self.in_features, self.out_features, self.rank, self.config, self.role)
         for name, drawn in fresh.state_dict().items():
-            own[name].copy_(drawn)
+            owner, _, leaf = name.rpartition(".")
+            refill(self.get_submodule(owner), leaf, drawn)
 
     def prepare(self, eager: str = "") -> None:
         """Decide once how it runs: `eager` is what its place says against the operator, "" where nothing does."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from noble_fx.branches import activations, keys
 from noble_fx.branches.base import Branch, FusedForm, Rate
 from noble_fx.branches.folded import fold_constants
+from noble_fx.branches.own_tensors import own_modules, own_parameters
 from noble_fx.branches.trace import why_untraceable
 from noble_fx.branches.witness import witness
 from noble_fx.config import NobleConfig
@@ -72,11 +73,11 @@ class NobleBranch(Branch):
 
     def parameter_roles(self) -> Iterator[tuple[str, nn.Parameter, Rate]]:
         """down, down_bias, up, and of σ mixer, frequency, phase, scale, shift or other; rates are the preset's."""
-        for name, parameter in self.named_parameters(recurse=False):
+        for name, parameter in own_parameters(self):
             yield name, parameter, self.rate(name)
-        for module in self.act.modules():
+        for module in own_modules(self.act):
             roles = getattr(type(module), "roles", {"weight": "mixer"} if isinstance(module, nn.Linear) else {})
-            for name, parameter in module.named_parameters(recurse=False):
+            for name, parameter in own_parameters(module):
                 role = roles.get(name, "other")
                 yield role, parameter, self.rate(role)
 

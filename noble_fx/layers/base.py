@@ -70,6 +70,15 @@ class Augmented:
             return x
         return x.to(self.noble.dtype)
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in nn.Module; a plan for ranks that takes the branch's parameters for the layer's own is refused."""
+        if "." in name:
+            raise CaptureError(
+                f"a parallel plan takes {name!r} for a parameter of the {plain_class(self).__name__} beside it; "  # type: ignore[arg-type]
+                "parallelize_module first, then noble_fx.transform, then fully_shard"
+            )
+        super().register_parameter(name, param)  # type: ignore[misc]
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Made at run time, the class has no name under which pickle could find it: it goes by what it is made of.
         reduced: Any = super().__reduce_ex__(protocol)
