@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from noble_fx.explain import plain
 from noble_fx.onnx_export.account import rewrites
 from noble_fx.onnx_export.verify import TOLERANCE, Verification
 from noble_fx.passes.history import Step
@@ -66,7 +66,7 @@ class ExportReport:
             "compared by": self.verified_by if self.checked else "–",
         }
         for name, value in rows.items():
-            table.add_row(name, Text(value))
+            table.add_row(name, plain(value))
         return table
 
     def _error(self) -> str:
