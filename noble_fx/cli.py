@@ -22,11 +22,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.syntax import Syntax
+from rich.text import Text
 from torch import Tensor, nn
 
 import noble_fx
 from noble_fx.codegen.report.kernel_set import dtype_of, resource_table
-from noble_fx.errors import ConfigError, NobleError
+from noble_fx.errors import ConfigError, NobleError, printable
 from noble_fx.explain import site_table
 from noble_fx.onnx_export.export import STAGES
 
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except NobleError as error:
-        Console(stderr=True).print(f"noble-fx: {error}", style="red", markup=False, highlight=False)
+        lines = "\n".join(map(printable, str(error).splitlines()))
+        Console(stderr=True).print(Text(f"noble-fx: {lines}", style="red"))
         return 2
     except KeyboardInterrupt:
         return 130

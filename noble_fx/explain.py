@@ -10,17 +10,18 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
 from noble_fx.branches.base import Branch
 from noble_fx.captures.base import Examples
 from noble_fx.captures.table import captured
-from noble_fx.errors import Refusal
+from noble_fx.errors import Refusal, printable
 from noble_fx.inspect import known_programs, sites
 from noble_fx.ops.cuda import why_no_kernel
 from noble_fx.passes.history import Program
-from noble_fx.sites.from_file import read_account, read_sites
+from noble_fx.sites.from_file import read_account, sites_of
 from noble_fx.sites.site import Site
 
 WIDTH = 110
@@ -57,7 +58,7 @@ class Explanation:
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def __rich__(self) -> Group:
-        return Group(*self._head(), site_table(self.sites), *self._history())
+        return Group(*map(plain, self._head()), site_table(self.sites), *map(plain, self._history()))
 
     def _head(self) -> list[str]:
         chosen = [site for site in self.sites if site.selected]
@@ -108,8 +109,13 @@ def site_table(sites_shown: tuple[Site, ...]) -> Table:
     for (shown, role, kind, shape, rank, reason), group in rows.items():
         fqn = group[0].fqn if len(group) == 1 else shown
         params = f"{sum(site.params for site in group):,}" if group[0].selected else "–"
-        table.add_row(fqn, str(len(group)), role, kind, shape, str(rank), params, reason)
+        table.add_row(*map(plain, (fqn, len(group), role, kind, shape, rank, params, reason)))
     return table
+
+
+def plain(text: object) -> Text:
+    """What a model or a file says, for rich: shown as it stands, never as markup, nor as a terminal's own codes."""
+    return Text(printable(text))
 
 
 def explain(model: nn.Module | str | Path) -> Explanation:
@@ -152,7 +158,7 @@ def _of_file(path: str | Path) -> Explanation:
     versions = ", ".join(f"{name} {version}" for name, version in account["versions"].items())
     return Explanation(
         model=f"{account['model']} in {Path(path).name}",
-        sites=read_sites(path),
+        sites=sites_of(account),
         programs=(),
         settings={**account["settings"], **passes, "written with": versions},
         base_params=account["base_params"],

@@ -44,6 +44,12 @@ def test_sites_of_a_factory(capsys):
     assert "an output head" in out
 
 
+def test_an_error_is_never_markup(capsys):
+    assert cli.main(["sites", "tests.models:[/red]\x1b[31m:smile:"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == r"noble-fx: module 'tests.models' has no '[/red]\x1b[31m:smile:'"
+
+
 def test_sites_as_json(capsys, config):
     assert cli.main(["sites", config, "--rank", "0.25", "--select", "ffn", "--json"]) == 0
     sites = json.loads(capsys.readouterr().out)

@@ -1,10 +1,12 @@
+import io
 import json
 
 import torch
+from rich.console import Console
 from torch import nn
 
 import noble_fx
-from noble_fx.explain import WIDTH
+from noble_fx.explain import WIDTH, plain
 from tests.models import Gamma, WithOptional, tiny, transformed
 
 
@@ -83,3 +85,26 @@ def test_it_says_which_sites_have_kernels_and_why_others_have_none():
 
 def test_nothing_about_kernels_where_nothing_is_fused():
     assert "kernels:" not in str(noble_fx.explain(noble_fx.transform(tiny(), rank=4, fuse=False)))
+
+
+NAMES = ["[bold]q[/bold]", "[/]", "a\x1b[31m\nb", ":smile:"]
+
+
+def test_text_of_a_model_is_never_markup():
+    class Marked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in NAMES:
+                self.add_module(name, nn.Linear(8, 8))
+
+    Marked.__name__ = "[link=x]Marked[/]"
+    text = str(noble_fx.explain(noble_fx.transform(Marked(), rank=2)))
+    assert "[link=x]Marked[/]: 4 of 4 linear maps carry a branch" in text
+    shown = [line.split()[0] for line in text.splitlines() if " Linear " in line]
+    assert shown == ["[bold]q[/bold]", "[/]", "a\\x1b[31m\\nb", ":smile:"]
+
+
+def test_colours_are_those_of_the_table_alone():
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="truecolor", width=WIDTH)
+    console.print(plain("[red]x[/] \x1b[31m 5 True"))
+    assert console.file.getvalue() == "[red]x[/] \\x1b[31m 5 True\n"

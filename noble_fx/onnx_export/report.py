@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from noble_fx.explain import plain
 from noble_fx.onnx_export.account import rewrites
 from noble_fx.onnx_export.verify import Verification
 from noble_fx.passes.history import Step
@@ -70,7 +70,7 @@ class ExportReport:
             "compared by": self.verified_by if self.checked else "–",
         }
         for name, value in rows.items():
-            table.add_row(name, Text(value))
+            table.add_row(name, plain(value))
         return table
 
     def _error(self) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from noble_fx.errors import ExportError
+from noble_fx.errors import ExportError, printable
 from noble_fx.files import existing_file, read_json
 from noble_fx.sites.site import Site
 
@@ -39,7 +39,7 @@ def read_account(path: str | Path) -> dict[str, Any]:
         raise _unreadable(path, "it has no format")
     version = account["format"]
     if version != FORMAT:
-        raise ExportError(f"{path} has format {version!r:.60}; this version reads {FORMAT}: update noble_fx")
+        raise ExportError(f"{printable(path)} has format {version!r:.60}; this version reads {FORMAT}: update noble_fx")
     account = {**{name: {} for name in _OPTIONAL}, **account}
     for name, hint in {**_REQUIRED, **_OPTIONAL}.items():
         if name not in account:
@@ -53,7 +53,12 @@ def read_account(path: str | Path) -> dict[str, Any]:
 
 def read_sites(path: str | Path) -> tuple[Site, ...]:
     """The linear maps of the model in the file, chosen or not, as `noble_fx.sites` gave them for the live one."""
-    return tuple(_site(entry) for entry in read_account(path)["sites"])
+    return sites_of(read_account(path))
+
+
+def sites_of(account: dict[str, Any]) -> tuple[Site, ...]:
+    """The linear maps that an account lists."""
+    return tuple(_site(entry) for entry in account["sites"])
 
 
 def _account_text(path: Path) -> str:
@@ -62,22 +67,23 @@ def _account_text(path: Path) -> str:
         import onnx
     except ImportError:
         raise ExportError('reading an ONNX file needs onnx: pip install "noble-fx[onnx]"') from None
+    shown = printable(path)
     try:
         model = onnx.load(str(path), load_external_data=False)
     except OSError as error:
-        raise ExportError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise ExportError(f"{shown} cannot be read: {error.strerror or error}") from None
     except Exception as error:
-        raise ExportError(f"{path} is truncated or no ONNX file ({type(error).__name__}); export it again") from None
+        raise ExportError(f"{shown} is truncated or no ONNX file ({type(error).__name__}); export it again") from None
     if not model.graph.node or not model.opset_import:
-        raise ExportError(f"{path} is truncated or no ONNX file (it holds no graph); export it again")
+        raise ExportError(f"{shown} is truncated or no ONNX file (it holds no graph); export it again")
     text = {entry.key: entry.value for entry in model.metadata_props}.get(METADATA)
     if text is None:
-        raise ExportError(f"{path} was not written by noble_fx.export_onnx: it carries no account of its sites")
+        raise ExportError(f"{shown} was not written by noble_fx.export_onnx: it carries no account of its sites")
     return text
 
 
 def _unreadable(path: Path, reason: str) -> ExportError:
-    return ExportError(f"the account in {path} cannot be read: {reason}; export the model again")
+    return ExportError(f"the account in {printable(path)} cannot be read: {reason}; export the model again")
 
 
 # --- sites -----------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The report as data and as a table."""
 
+import dataclasses
 from pathlib import Path
 
 import onnx_ir as ir
@@ -55,3 +56,9 @@ def test_too_far_off_and_never_compared():
     unseen = report(None)
     assert (unseen.largest_error, unseen.tolerance, unseen.checked) == (None, None, ())
     assert "not verified" in str(unseen)
+
+
+def test_names_of_a_file_are_never_markup():
+    written = dataclasses.replace(report(None), inputs={"[/]\x1b[31m": "[bold]"}, path=Path("[red].onnx"))
+    assert r"[/]\x1b[31m [bold]" in str(written)
+    assert "[red].onnx" in str(written)

@@ -89,6 +89,22 @@ def test_optional_entries_may_lack_and_unknown_ones_are_passed_over(tmp_path):
     assert {field.name: getattr(site, field.name) for field in dataclasses.fields(site)}["rank"] == 2
 
 
+def test_text_of_a_file_is_never_markup(tmp_path):
+    site = {**SITE, "fqn": "[/]\x1b[2J", "role": "[red]x", "reason": "line\nbreak"}
+    account = {**ACCOUNT, "model": "[bold]M[/bold]", "sites": [site], "settings": {"[/]act": "[/b]\x9b"}}
+    text = str(noble_fx.explain(write_account(tmp_path / "[x].onnx", json.dumps(account))))
+    for shown in ("[bold]M[/bold] in [x].onnx: 1 of 1", "[/]\\x1b[2J", "[red]x", "line\\nbreak", "[/]act: [/b]\\x9b"):
+        assert shown in text
+
+
+def test_explain_reads_the_file_once(tmp_path, monkeypatch):
+    path, loads = write_account(tmp_path / "m.onnx", json.dumps(ACCOUNT)), []
+    load = onnx.load
+    monkeypatch.setattr(onnx, "load", lambda *args, **kwargs: loads.append(args) or load(*args, **kwargs))
+    noble_fx.explain(path)
+    assert len(loads) == 1
+
+
 def without(name):
     return {key: value for key, value in ACCOUNT.items() if key != name}
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.codegen.generate import generate
@@ -148,7 +149,7 @@ def resource_table(resources: dict[str, Resources], target: str) -> Table:
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=Text(printable(title)), title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("kernel", no_wrap=True)
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
