@@ -54,6 +54,6 @@ def test_nothing_is_traced_where_names_tell_every_role_that_matters(monkeypatch)
         raise AssertionError("traced")
 
     monkeypatch.setattr(flow_roles, "trace", trace)
-    assert roles(tiny())["head"] == "other"  # an output head, whose role decides nothing
+    assert roles(tiny())["head"] == "head"
     with pytest.raises(AssertionError, match="traced"):
         roles(Unnamed())
