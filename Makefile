@@ -1,13 +1,15 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
+# `make test-long` runs what the suite only samples, `make fuzz CASES=2000` draws so many cases for each fuzz test.
 # `make test TORCH=2.15.0` runs the suite with another release of torch, in a virtual environment of its own.
 PYTHON ?= python3
 TORCH ?=
+CASES ?= 2000
 VENV := .venv$(if $(TORCH),-torch$(TORCH))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PINS := $(VENV)/constraints.txt
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-long fuzz bench lint clean
 
 demo: $(STAMP)
 	$(BIN)/noble-fx demo $(ARGS)
@@ -15,6 +17,12 @@ demo: $(STAMP)
 # The types are those of the release in constraints.txt, so another one is not linted with.
 test: $(STAMP) $(if $(TORCH),,lint)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m long $(ARGS)
+
+fuzz: $(STAMP)
+	NOBLE_FX_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest -n 2 --dist worksteal -m fuzz $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

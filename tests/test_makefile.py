@@ -54,6 +54,13 @@ def test_another_torch_brings_what_it_was_made_for(commands, tmp_path):
     assert written == [*kept, "torch==2.11.0"]
 
 
+@pytest.mark.parametrize(("target", "mark"), [("test-long", "-m long"), ("fuzz CASES=7", "-m fuzz")])
+def test_what_takes_long_has_targets_of_its_own(commands, target, mark):
+    lines = commands(*target.split())
+    assert mark in lines
+    assert ("NOBLE_FX_FUZZ_CASES=7" in lines) == target.startswith("fuzz")
+
+
 def test_every_pin_holds_for_what_pyproject_asks(commands):
     """A range that excluded its own pin could not be installed."""
     from packaging.requirements import Requirement

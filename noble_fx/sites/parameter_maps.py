@@ -14,7 +14,7 @@ from noble_fx.layers.weights import why_unsuitable
 from noble_fx.sites.blocks import Surroundings, surroundings, with_role
 from noble_fx.sites.layer_maps import LinearMap
 from noble_fx.sites.products import Weight, weights_of
-from noble_fx.sites.roles import role_from_name
+from noble_fx.sites.roles import role_in
 from noble_fx.sites.site import Site
 from noble_fx.sites.source import multiplied
 
@@ -134,7 +134,7 @@ def _parameter_map(
         why = use.against or use.reader
         refusal = Refusal(why) if why else None
     shown = owner if name == "weight" else fqn.removesuffix("_weight")
-    role = role_from_name(shown, ins, outs)
+    role = role_in(model, shown, ins, outs)
     site = Site(fqn, role, kind, ins, outs, 0, False, "", 0, weight=fqn, layout=layout, experts=experts)
     against = around.against(site, shown, owner, parameter)
     if against and hidden:

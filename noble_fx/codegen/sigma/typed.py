@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from noble_fx.branches.trace import ActivationProgram, activation_functions, activation_program
 from noble_fx.torch_versions import decompositions, merge_equal_nodes
+from noble_fx.tracing_lock import as_part, tracing
 
 ROWS = 10_007  # stands for the rows in the shapes of a typed program; a prime that no bottleneck has as its width
 
@@ -23,7 +24,7 @@ def typed_program(key: str, rank: int) -> ActivationProgram:
     operators (GELU, SiLU, norms and their derivatives) taken apart into those of the lowering table."""
     activation_program(key, rank, torch.float32)  # refuses what is not faithful
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_trace_typed, key, rank).result()
+        return pool.submit(as_part(_trace_typed), key, rank).result()
 
 
 @functools.cache
@@ -31,14 +32,16 @@ def plain_forward(key: str, rank: int) -> fx.Graph:
     """σ alone as PyTorch's operators have it, GELU still GELU; shapes as in `typed_program`. For reading."""
     activation_program(key, rank, torch.float32)
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_trace_plain, key, rank).result()
+        return pool.submit(as_part(_trace_plain), key, rank).result()
 
 
+@tracing()
 def _trace_plain(key: str, rank: int) -> fx.Graph:
     act = activation_functions(key)
     return _graph(act.forward, torch.empty(ROWS, rank), *_tensors(act), table={}).graph
 
 
+@tracing()
 def _trace_typed(key: str, rank: int) -> ActivationProgram:
     act, table = activation_functions(key), _decompositions()
     tensors, h, dt = _tensors(act), torch.empty(ROWS, rank), torch.empty(ROWS, rank)
