@@ -33,11 +33,16 @@ class OverChannels(Augmented):
 
 
 def _shape(layer: Any) -> tuple[int, int] | None:
-    one_by_one = set(layer.kernel_size) == {1} and layer.groups == 1
+    """(K, N) of a 1×1 convolution; one that only scales its channels is no map of several."""
+    one_by_one = set(layer.kernel_size) == {1} and layer.in_channels > layer.groups
     return (layer.in_channels, layer.out_channels) if one_by_one else None
 
 
-def _padded(layer: Any) -> Refusal | None:
+def _obstacle(layer: Any) -> Refusal | None:
+    if layer.groups != 1:
+        return Refusal(f"a 1x1 convolution in {layer.groups} groups, which is a map for each group of channels")
+    if layer.transposed:
+        return Refusal("a transposed 1x1 convolution, which no class here carries a branch for")
     if not isinstance(layer.padding, str) and any(layer.padding):  # "same" and "valid" pad nothing around 1×1
         return Refusal("a 1x1 convolution with padding, which adds positions of its own")
     return None
@@ -47,12 +52,12 @@ ROWS = tuple(
     LayerRow(
         kind,
         shape=_shape,
-        mixin=OverChannels,
+        mixin=OverChannels if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) else None,
         layout="[N, K, 1]",
         title=lambda layer: f"1x1 {plain_class(layer).__name__}",
-        obstacle=_padded,
+        obstacle=_obstacle,
         eager=lambda layer: Refusal(EAGER),
         beside=False,  # which axis holds the channels of a subclass's input, nobody knows
     )
-    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from noble_fx.branches.base import Branch
 from noble_fx.errors import Refusal
 from noble_fx.layers.base import LayerRow, plain_class
 
@@ -27,16 +28,36 @@ ROWS = (
     ),
 )
 
-# Quantized layers of torch.ao share no class; what they share is a `weight()` that unpacks.
-PACKED = LayerRow(
+
+def _unknown(layer: Any) -> Refusal:
+    name, weight = plain_class(layer).__qualname__, getattr(layer, "weight", None)
+    if callable(weight) and not isinstance(weight, Tensor):
+        return Refusal("quantized: its weight is packed")  # in a method that unpacks it, as in torch.ao
+    if not isinstance(weight, Tensor):
+        return Refusal(f"{name} is no known class of linear layer, and has no weight but packed ones")
+    return Refusal(f"{name} is no known class of linear layer; noble_fx.register_layer makes it one")
+
+
+# Linear layers of other libraries share no class; what they share is that they say how wide they are.
+UNKNOWN = LayerRow(
     nn.Module,
     lambda layer: (int(layer.in_features), int(layer.out_features)),
     None,
-    title=lambda layer: f"quantized {plain_class(layer).__name__}",
-    obstacle=_refused("quantized: its weight is packed"),
+    title=lambda layer: f"{'quantized ' * _is_packed(layer)}{plain_class(layer).__name__}",
+    obstacle=_unknown,
 )
 
 
-def is_packed(layer: Any) -> bool:
-    """True for a layer whose weight is a method."""
-    return callable(getattr(layer, "weight", None)) and hasattr(layer, "in_features")
+def says_its_widths(layer: Any) -> bool:
+    """True for a layer that has `in_features`, `out_features` and a matrix of its own, packed or not."""
+    widths = [getattr(layer, name, None) for name in ("in_features", "out_features")]
+    if not all(isinstance(width, int) for width in widths) or isinstance(layer, Branch):
+        return False
+    tensors = (*layer._parameters.values(), *layer._buffers.values())
+    matrix = any(tensor is not None and tensor.ndim > 1 for tensor in tensors)
+    return _is_packed(layer) or (matrix and next(layer.children(), None) is None)
+
+
+def _is_packed(layer: Any) -> bool:
+    weight = getattr(layer, "weight", None)
+    return callable(weight) and not isinstance(weight, Tensor)

@@ -66,7 +66,7 @@ def row_of(layer: nn.Module) -> LayerRow | None:
         row = _ROWS.get(cls) or _ROWS.get(f"{cls.__module__}.{cls.__qualname__}")
         if row is not None:
             return row
-    return opaque.PACKED if opaque.is_packed(layer) else None
+    return opaque.UNKNOWN if opaque.says_its_widths(layer) else None
 
 
 def augmented_class(layer: nn.Module) -> type[Augmented] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from noble_fx.sites.heads import is_head_name
 from noble_fx.sites.routers import is_router
 from noble_fx.sites.site import Site
 
-_CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+_NUMBERED = re.compile(r"(.*?)_?\d+")
 TIED = Refusal("its weight is tied to another module's")
 HEAD = Refusal("an output head")
 ROUTER = Refusal("the router of a mixture of experts")
@@ -27,7 +28,7 @@ class Surroundings:
 
     model: nn.Module
     blocks: set[str]  # names of the repeated blocks
-    tied: set[int]  # identities of parameters that several modules hold
+    owners: Mapping[int, list[nn.Module]]  # the modules that hold a parameter, by its identity
     heads: set[int]  # identities of modules that the model itself calls its head
     flow_roles: Mapping[str, str] = field(default_factory=dict)  # roles read off a graph, by module name
 
@@ -42,11 +43,20 @@ class Surroundings:
         """
         if adapter := why_adapter(self.model, site.fqn):
             return adapter
-        if id(weight) in self.tied:
+        if self.layers_over(site.fqn, weight) == 0:
             return TIED
-        if id(self.model.get_submodule(owner)) in self.heads or self._is_head(site, shown):
+        if id(self.model.get_submodule(owner)) in self.heads:
             return HEAD
-        return ROUTER if self._is_router(site, owner) else None
+        if self._is_router(site, owner):
+            return ROUTER
+        return HEAD if self._is_head(site, shown) else None
+
+    def layers_over(self, fqn: str, weight: object) -> int:
+        """How many layers have this weight: 1, more where repeated blocks share it, 0 where it is tied otherwise."""
+        owners = self.owners.get(id(weight), [])
+        if len(owners) < 2:
+            return 1
+        return len(owners) if self.in_block(fqn) and _are_layers(owners) else 0
 
     def _is_head(self, site: Site, shown: str) -> bool:
         outermost = min((block for block in self.blocks if site.fqn.startswith(block + ".")), key=len, default=None)
@@ -68,34 +78,70 @@ def with_role(site: Site, against: Refusal | None) -> Site:
 
 def surroundings(model: nn.Module, flow_roles: Mapping[str, str] | None = None) -> Surroundings:
     """The surroundings of every linear map of `model`."""
-    return Surroundings(
-        model, repeated_blocks(model), _tied_parameters(model), _output_embeddings(model), flow_roles or {}
-    )
+    return Surroundings(model, repeated_blocks(model), _owners(model), _output_embeddings(model), flow_roles or {})
 
 
 def repeated_blocks(model: nn.Module) -> set[str]:
-    """Names of the repeated blocks: children of one container, two or more of a class, with linear maps inside."""
-    blocks: set[str] = set()
-    for fqn, container in model.named_modules():
-        if not isinstance(container, _CONTAINERS):
-            continue
-        children = {
-            name: child
-            for name, child in container._modules.items()
-            if child is not None and any(m is not child and describe(m) is not None for m in child.modules())
-        }
-        counts = Counter(type(child) for child in children.values())
-        blocks |= {f"{fqn}.{name}" if fqn else name for name, child in children.items() if counts[type(child)] >= 2}
-    return blocks
+    """Names of the repeated blocks: modules with linear maps inside that are
+
+    in a ModuleList            all: a list of modules is a stack, be its classes alternating or its length one
+    in another container       two or more of a class
+    attributes with numbers    two or more of a class: layer1, layer2, …
+    anywhere                   of a class of one's own that is a block elsewhere
+    """
+    filled = _with_maps_inside(model)
+    blocks: dict[str, nn.Module] = {}
+    for fqn, holder in model.named_modules():
+        children = {name: child for name, child in holder.named_children() if id(child) in filled}
+        for name in _in_stack(holder, children):
+            blocks[f"{fqn}.{name}" if fqn else name] = children[name]
+    stacks = {name: type(block) for name, block in blocks.items() if not is_head_name(name.rpartition(".")[0])}
+    kinds = {kind for kind in stacks.values() if not kind.__module__.startswith("torch.nn.modules.container")}
+    return {*blocks, *(fqn for fqn, module in model.named_modules() if fqn and type(module) in kinds)}
 
 
-def _tied_parameters(model: nn.Module) -> set[int]:
-    owners: dict[int, set[int]] = {}
+def _with_maps_inside(model: nn.Module) -> set[int]:
+    """Identities of the modules that hold a linear map, and are none themselves."""
+    filled: set[int] = set()
+    for fqn, module in model.named_modules(remove_duplicate=False):
+        if describe(module) is not None:
+            holder = model
+            for name in fqn.split(".") if fqn else []:
+                if describe(holder) is not None:
+                    break  # what lies inside a layer (its branch) makes it no block
+                filled.add(id(holder))
+                holder = getattr(holder, name)
+    return filled
+
+
+def _in_stack(holder: nn.Module, children: dict[str, nn.Module]) -> Iterator[str]:
+    """Which of the children with linear maps inside are blocks."""
+    if isinstance(holder, nn.ModuleList):
+        yield from children
+        return
+    container = isinstance(holder, nn.Sequential | nn.ModuleDict)
+    alike: dict[Any, list[str]] = {}
+    for name, child in children.items():
+        numbered = _NUMBERED.fullmatch(name)
+        if container or numbered:
+            series = numbered[1] if numbered and not container else ""
+            alike.setdefault((type(child), series), []).append(name)
+    for names in alike.values():
+        yield from names if len(names) > 1 else ()
+
+
+def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """The modules that hold a parameter, by its identity."""
+    owners: dict[int, list[nn.Module]] = {}
     for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), set()).add(id(module))
-    return {parameter for parameter, modules in owners.items() if len(modules) > 1}
+        for parameter in {id(p) for p in module._parameters.values() if p is not None}:
+            owners.setdefault(parameter, []).append(module)
+    return owners
+
+
+def _are_layers(modules: list[nn.Module]) -> bool:
+    """True for modules of one class that is a linear layer."""
+    return len({type(module) for module in modules}) == 1 and describe(modules[0]) is not None
 
 
 def _output_embeddings(model: nn.Module) -> set[int]:

@@ -22,12 +22,13 @@ def choose(model: nn.Module, maps: list[LinearMap], config: NobleConfig, strict:
     Without `strict` an unsuitable layer, a rank too large or an empty choice is a reason in the answer, not an error.
     """
     _check_pattern(maps, config)
-    wanted, excluded = _wanted(maps, config), _excluded(maps, config)
+    has_blocks = any(entry.in_block and not entry.obstacle and not entry.against for entry in maps)
+    wanted, excluded = _wanted(maps, config, has_blocks), _excluded(maps, config)
     action = branch_class(config).action
-    sites = [_decide(*entry, config, strict, action) for entry in zip(maps, wanted, excluded, strict=True)]
+    sites = [_decide(*entry, config, strict, action, has_blocks) for entry in zip(maps, wanted, excluded, strict=True)]
     sites = assign_ranks(model, sites, config, refuse=strict and not is_group(config.select))
     if strict and not any(site.selected for site in sites):
-        raise ConfigError(_nothing_selected(sites, config))
+        raise ConfigError(_nothing_selected(sites, config, all(entry.obstacle for entry in maps)))
     return tuple(sites)
 
 
@@ -36,7 +37,9 @@ def is_group(select: object) -> bool:
     return isinstance(select, str) and select in GROUPS
 
 
-def _decide(linear_map: LinearMap, wanted: str, excluded: str, config: NobleConfig, strict: bool, action: str) -> Site:
+def _decide(
+    linear_map: LinearMap, wanted: str, excluded: str, config: NobleConfig, strict: bool, action: str, has_blocks: bool
+) -> Site:
     site, group = linear_map.site, is_group(config.select)
     named = not isinstance(config.select, str) and not callable(config.select)
     if linear_map.obstacle:
@@ -48,8 +51,7 @@ def _decide(linear_map: LinearMap, wanted: str, excluded: str, config: NobleConf
     if linear_map.against and (group or not wanted):
         return replace(site, reason=linear_map.against.reason)
     if not wanted:
-        outside = "outside the repeated blocks" if config.select == "auto" else "not matched by select"
-        return replace(site, reason=outside)
+        return replace(site, reason=_why_not(linear_map, config, has_blocks))
     if linear_map.unsuitable and not strict:
         return replace(site, reason=linear_map.unsuitable.reason)
     if linear_map.unsuitable:
@@ -58,10 +60,18 @@ def _decide(linear_map: LinearMap, wanted: str, excluded: str, config: NobleConf
             f"transform the model before quantizing it, or leave the layer out with exclude={re.escape(site.fqn)!r}"
         )
     eager = linear_map.eager.reason if linear_map.eager else ""
-    return replace(site, selected=True, reason=wanted, action=action, unfused=eager)
+    return replace(site, selected=True, reason=wanted + linear_map.note, action=action, unfused=eager)
 
 
-def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:
+def _why_not(linear_map: LinearMap, config: NobleConfig, has_blocks: bool) -> str:
+    if config.select != "auto":
+        return "not matched by select"
+    if linear_map.passed_over and (linear_map.in_block or not has_blocks):
+        return f"{linear_map.passed_over}; select='all' or its name takes it"
+    return "outside the repeated blocks"
+
+
+def _nothing_selected(sites: list[Site], config: NobleConfig, obstacles: bool) -> str:
     if not sites:
         return (
             "the model has no linear layer, so there is nothing to add a branch to; "
@@ -75,14 +85,14 @@ def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:
             )
     reasons = Counter(site.reason for site in sites).most_common(4)
     listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
-    return f"select={config.select!r} leaves no layer to augment: {listed}. Widen select, or lower the rank"
+    remedy = "" if obstacles else ". Widen select, or lower the rank"  # which help where nothing else is in the way
+    return f"select={config.select!r} leaves no layer to augment: {listed}{remedy}"
 
 
-def _wanted(maps: list[LinearMap], config: NobleConfig) -> list[str]:
+def _wanted(maps: list[LinearMap], config: NobleConfig, has_blocks: bool) -> list[str]:
     """Per map: why `select` takes it, or "" where it does not; a list entry that is no map is an error."""
     select = config.select
     if isinstance(select, str) and is_group(select):
-        has_blocks = any(linear_map.in_block for linear_map in maps)
         return [_group_reason(select, linear_map, has_blocks) for linear_map in maps]
     if isinstance(select, str):
         return [f"matches select={select!r}" if matches else "" for matches in _matches(maps, select)]
@@ -92,6 +102,8 @@ def _wanted(maps: list[LinearMap], config: NobleConfig) -> list[str]:
 
 
 def _group_reason(group: str, linear_map: LinearMap, has_blocks: bool) -> str:
+    if group == "auto" and linear_map.passed_over:
+        return ""
     if group == "auto":
         return ("in a repeated block" if linear_map.in_block else "") if has_blocks else "no repeated blocks: all"
     if group == "all":

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
+from noble_fx.sites.defaults import with_defaults
 from noble_fx.sites.layer_maps import LinearMap, layer_maps
 from noble_fx.sites.parameter_maps import as_exported, parameter_maps
 
@@ -21,4 +22,4 @@ def find_maps(
     layers = layer_maps(model, flow_roles)
     if graphs:
         layers = as_exported(model, layers, graphs)
-    return layers + parameter_maps(model, layers, graphs)
+    return with_defaults(model, layers + parameter_maps(model, layers, graphs))

@@ -15,6 +15,8 @@ from noble_fx.sites.blocks import Surroundings, surroundings, with_role
 from noble_fx.sites.roles import OTHER, role_in
 from noble_fx.sites.site import Site
 
+_SHARED = "; its weight is shared with {others} other layer{s}, and each has a branch of its own"
+
 
 @dataclass(frozen=True)
 class LinearMap:
@@ -27,6 +29,8 @@ class LinearMap:
     obstacle: Refusal | None = None
     unsuitable: Refusal | None = None
     eager: Refusal | None = None  # why the operator could not run a branch here, whatever its kind
+    passed_over: Refusal | None = None  # why "auto" alone leaves it out, in a repeated block too
+    note: str = ""  # what a chosen one should say of itself
 
 
 def layer_maps(model: nn.Module, flow_roles: Mapping[str, str] | None = None) -> list[LinearMap]:
@@ -62,7 +66,8 @@ def _layer_map(module: nn.Module, names: tuple[str, ...], around: Surroundings) 
     unsuitable = unsuitable_weight(module)
     refusal = None if unsuitable else obstacle(module)
     site = Site(fqn, role, kind, in_features, out_features, 0, False, "", 0, names[1:])
-    against = around.against(site, fqn, fqn, getattr(module, "weight", None))
+    weight = module._parameters.get("weight")
+    against, others = around.against(site, fqn, fqn, weight), around.layers_over(fqn, weight) - 1
     return LinearMap(
         with_role(site, against),
         module,
@@ -71,4 +76,5 @@ def _layer_map(module: nn.Module, names: tuple[str, ...], around: Surroundings) 
         refusal,
         unsuitable,
         None if refusal or unsuitable else why_eager(module),
+        note=_SHARED.format(others=others, s="s" * (others > 1)) if others > 0 else "",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -15,6 +16,7 @@ from noble_fx.sites.layer_maps import LinearMap
 from noble_fx.sites.products import Weight, weights_of
 from noble_fx.sites.roles import role_in
 from noble_fx.sites.site import Site
+from noble_fx.sites.source import multiplied
 
 _NOT_READ = Refusal("the exported program does not multiply with its weight")
 _TWO_LAYERS = Refusal("its weight is tied to another layer's, and a graph cannot tell the two apart")
@@ -64,31 +66,55 @@ def _eager_form(use: Weight) -> Refusal | None:
 
 
 def parameter_maps(model: nn.Module, layers: Sequence[LinearMap], graphs: Sequence[fx.Graph]) -> list[LinearMap]:
-    """The parameters of `model` that are linear maps outside any layer, or that look like stacked experts."""
+    """The parameters of `model` that are linear maps outside any layer; without graphs, as far as the source shows."""
     read, around = weights_of(list(graphs), model), surroundings(model)
     taken = {id(getattr(layer.module, "weight", None)) for layer in layers}
-    return [
-        _parameter_map(model, fqn, read.get(fqn), around)
-        for fqn, parameter in model.named_parameters()
-        if id(parameter) not in taken and _is_map(model, fqn, parameter, read.get(fqn))
-    ]
+    found = []
+    for fqn, parameter in model.named_parameters():
+        if id(parameter) not in taken and ".noble." not in f".{fqn}":
+            use = read.get(fqn)
+            hidden = None if graphs or use is not None else _hidden(model, fqn, parameter)
+            if hidden or _is_map(model, fqn, use):
+                found.append(_parameter_map(model, fqn, use, around, hidden))
+    return found
 
 
-def _is_map(model: nn.Module, fqn: str, parameter: Tensor, use: Weight | None) -> bool:
+def _is_map(model: nn.Module, fqn: str, use: Weight | None) -> bool:
+    """True for a projection of an attention, and for what a graph multiplies with."""
     owner, _, name = fqn.rpartition(".")
     module = model.get_submodule(owner)
-    if ".noble." in f".{fqn}":
-        return False
     if projections(module):
         return name in projections(module)
     if use is not None and (use.layout or use.against):
         row = row_of(module)  # the weight of a layer that is no map as it stands (a 3×3 convolution) is none either
         return row is None or row.mixin is None
+    return False
+
+
+def _hidden(model: nn.Module, fqn: str, parameter: Tensor) -> Refusal | None:
+    """Why a matrix of the user's own class, which its source multiplies with, can carry no branch; None for no such."""
+    owner, _, name = fqn.rpartition(".")
+    module = model.get_submodule(owner)
+    if isinstance(module, nn.ParameterList | nn.ParameterDict):
+        owner, _, name = owner.rpartition(".")
+        module = model.get_submodule(owner)
     ours = type(module).__module__.startswith(("torch.nn.", "noble_fx."))
-    return parameter.ndim == 3 and min(parameter.shape) > 1 and not ours
+    if ours or parameter.ndim not in (2, 3) or min(parameter.shape) < 2:
+        return None
+    cls: Any = type(module)
+    names, kind = multiplied(cls), cls.__qualname__
+    if names is None:
+        return Refusal(f"{kind} has no source that would show whether it multiplies with it; capture='export' does")
+    if name not in names:
+        return None
+    if name == "weight" and parameter.ndim == 2:
+        return Refusal(f"{_NO_LAYER}, and noble_fx.register_layer makes {kind} one")
+    return _NO_LAYER
 
 
-def _parameter_map(model: nn.Module, fqn: str, use: Weight | None, around: Surroundings) -> LinearMap:
+def _parameter_map(
+    model: nn.Module, fqn: str, use: Weight | None, around: Surroundings, hidden: Refusal | None
+) -> LinearMap:
     owner, _, name = fqn.rpartition(".")
     module, parameter = model.get_submodule(owner), model.get_parameter(fqn)
     layout, experts, refusal, eager = "", 0, None, None
@@ -97,7 +123,9 @@ def _parameter_map(model: nn.Module, fqn: str, use: Weight | None, around: Surro
         kind, layout = "MultiheadAttention", "[N, K]"
         refusal, eager = (obstacle(module), why_eager(module)) if use is None else (None, None)
     elif use is None:
-        kind, ins, outs, refusal = f"stacked parameter [{parameter.shape[0]}, a, b]", outs, ins, _NO_LAYER
+        stacked = parameter.ndim == 3
+        kind, refusal = f"stacked parameter [{parameter.shape[0]}, a, b]" if stacked else "bare parameter", hidden
+        ins, outs = (outs, ins) if stacked else (ins, outs)
     else:
         kind = use.kind
     if use is not None:
@@ -109,6 +137,8 @@ def _parameter_map(model: nn.Module, fqn: str, use: Weight | None, around: Surro
     role = role_in(model, shown, ins, outs)
     site = Site(fqn, role, kind, ins, outs, 0, False, "", 0, weight=fqn, layout=layout, experts=experts)
     against = around.against(site, shown, owner, parameter)
+    if against and hidden:
+        refusal = Refusal(f"{against}; and {hidden}")
     return LinearMap(
         with_role(site, against), None, around.in_block(fqn), against, refusal, why_unsuitable(parameter), eager
     )

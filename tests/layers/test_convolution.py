@@ -68,6 +68,18 @@ def test_around_one_position_there_is_nothing_to_pad(capture, padding):
     torch.testing.assert_close(model(x), expected.movedim(-1, 1))
 
 
-def test_larger_kernels_and_groups_are_no_linear_maps():
-    model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Conv2d(8, 8, 1, groups=2), nn.Linear(8, 8))
-    assert [site.fqn for site in noble_fx.sites(model, rank=2)] == ["2"]
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.Conv2d(8, 8, 1, groups=2), "a 1x1 convolution in 2 groups, which is a map for each group of channels"),
+        (nn.ConvTranspose2d(8, 8, 1), "a transposed 1x1 convolution, which no class here carries a branch for"),
+    ],
+    ids=["groups", "transposed"],
+)
+def test_other_maps_of_channels_are_listed_with_the_reason(layer, reason):
+    assert {s.fqn: s.reason for s in noble_fx.sites(nn.Sequential(layer, nn.Linear(8, 8)), rank=2)}["0"] == reason
+
+
+def test_larger_kernels_and_scales_of_channels_are_no_linear_maps():
+    layers = (nn.Conv2d(6, 8, 3), nn.Conv2d(8, 8, 1, groups=8), nn.ConvTranspose1d(8, 8, 2), nn.Linear(8, 8))
+    assert [site.fqn for site in noble_fx.sites(nn.Sequential(*layers), rank=2)] == ["3"]

@@ -16,6 +16,9 @@ def test_layers_first_then_parameters_each_once():
             self.attention, self.layer = nn.MultiheadAttention(4, 2), nn.Linear(4, 4)
             self.again = self.layer
 
+        def forward(self, x):
+            return self.layer(x) @ self.experts[0]
+
     found = [linear_map.site.fqn for linear_map in find_maps(Both())]
     assert found == ["attention.out_proj", "layer", "experts", "attention.in_proj_weight"]
 
