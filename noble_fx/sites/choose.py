@@ -27,7 +27,7 @@ def choose(model: nn.Module, maps: list[LinearMap], config: NobleConfig, strict:
     sites = [_decide(*entry, config, strict, action) for entry in zip(maps, wanted, excluded, strict=True)]
     sites = assign_ranks(model, sites, config, refuse=strict and not is_group(config.select))
     if strict and not any(site.selected for site in sites):
-        raise ConfigError(_nothing_selected(sites, config))
+        raise ConfigError(_nothing_selected(sites, config), dead_end=True)
     return tuple(sites)
 
 
@@ -75,7 +75,7 @@ def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:
             )
     reasons = Counter(site.reason for site in sites).most_common(4)
     listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
-    return f"select={config.select!r} leaves no layer to augment: {listed}. Widen select, or lower the rank"
+    return f"select={config.select!r} leaves no layer to augment: {listed}"
 
 
 def _wanted(maps: list[LinearMap], config: NobleConfig) -> list[str]:
