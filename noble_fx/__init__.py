@@ -15,6 +15,7 @@ from noble_fx.errors import CaptureError, CheckpointError, ConfigError, ExportEr
 from noble_fx.explain import Explanation, explain
 from noble_fx.fold import fold
 from noble_fx.inspect import programs, sites
+from noble_fx.layers import replaced
 from noble_fx.layers.linear import NobleLinear
 from noble_fx.layers.registry import register_layer
 from noble_fx.onnx_export.export import ExportReport, export_onnx
@@ -26,6 +27,7 @@ from noble_fx.transform import disabled, remove, reset_branches, transform
 
 # The public place of the class that runs an exported file; its own room lies below the runtime.
 runtime.OnnxModel = OnnxModel  # type: ignore[attr-defined]
+replaced.watch()
 
 __version__ = "0.1.0"
 

@@ -21,7 +21,8 @@ from noble_fx.captures.table import capture_of
 from noble_fx.checkpoints import config_file, weights_file
 from noble_fx.checkpoints.config_file import CONFIG
 from noble_fx.checkpoints.fit import Fit, fill, kept
-from noble_fx.checkpoints.state import state_to_save
+from noble_fx.checkpoints.gather import agreed, gathered, is_sharded, on_rank_0
+from noble_fx.checkpoints.state import State, state_to_save, stored
 from noble_fx.checkpoints.weights_file import WEIGHTS
 from noble_fx.errors import CheckpointError, ConfigError, NobleError, printable
 from noble_fx.files import as_path, staged
@@ -35,12 +36,31 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
     """Write all weights and the config to a new folder; returns it. Nothing half-written is ever left there.
 
     What wraps the model (torch.compile, DistributedDataParallel, DataParallel, AveragedModel, …) is left out: `load`
-    takes the plain model. `overwrite` replaces a folder that `save` made and that holds nothing else; until the new one
-    is whole, the old one stays. Raises `CheckpointError` for an existing or unwritable path, and for what a file cannot
-    hold: a callable in the config, a layer parametrized since, tensor classes other than torch's own.
+    takes the plain model. A sharded model (FSDP, tensor parallel) is saved by all ranks: each calls this, rank 0
+    writes, and all return or raise together; any other model is saved by whoever calls. `overwrite` replaces a folder
+    that `save` made and that holds nothing else; until the new one is whole, the old one stays.
+
+    Raises `CheckpointError` for an existing or unwritable path, and for what a file cannot hold: a callable in the
+    config, a layer parametrized since, tensor classes other than torch's own.
     """
-    folder = _as_folder(folder)
-    model = unwrapped(model)
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"noble_fx.save takes an nn.Module, not {type(model).__name__}")
+    ranks = is_sharded(model)
+    whole, model = model, unwrapped(model)
+    with agreed(ranks):
+        folder = _as_folder(folder)
+        described = _described(model)
+    state = gathered(whole) if ranks else {}
+    with agreed(ranks):
+        if not ranks:
+            _write(folder, overwrite, state_to_save(model), described)
+        elif on_rank_0():
+            _write(folder, overwrite, stored(model, state, gathered=True), described)
+    return folder
+
+
+def _described(model: nn.Module) -> dict[str, Any]:
+    """What the config file will say, without the weights' extra state."""
     branches = named_branches(model)
     if not branches:
         raise CheckpointError("the model carries no branches; save a plain model with torch or safetensors")
@@ -52,18 +72,22 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
         config = next(iter(branches.values())).config.to_dict()
     except ConfigError as error:
         raise CheckpointError(f"cannot save this model: {error}") from None
-    state = state_to_save(model)
-    chosen = [_own_names(site, model) for site in sites(model) if site.selected]
     capture = capture_of(model)
-    inputs = capture.inputs(model) if capture is not None else None
+    return {
+        "config": config,
+        "sites": [_own_names(site, model) for site in sites(model) if site.selected],
+        "inputs": capture.inputs(model) if capture is not None else None,
+    }
+
+
+def _write(folder: Path, overwrite: bool, state: State, described: dict[str, Any]) -> None:
     place = Path(os.path.realpath(folder))  # behind a link, which stays
     with staged(place, CheckpointError, overwrite, _stranger) as work:
         made = work / place.name
         made.mkdir()
         weights_file.write(state, made / WEIGHTS)
-        config_file.write(made / CONFIG, config, chosen, state.extra, inputs)
+        config_file.write(made / CONFIG, extra=state.extra, **described)
         (made / WEIGHTS).chmod((made / CONFIG).stat().st_mode)  # safetensors writes files for their owner alone
-    return folder
 
 
 def _as_folder(path: str | Path) -> Path:
@@ -107,6 +131,8 @@ def load(
     Raises `CheckpointError` that names the missing, unexpected or misshapen keys, or the file that cannot be read;
     the model is then as it was.
     """
+    if not isinstance(model, nn.Module):
+        raise CheckpointError(f"noble_fx.load takes an nn.Module, not {type(model).__name__}")
     folder = _as_folder(folder)
     described = config_file.read(folder)
     stored = weights_file.read_header(folder)

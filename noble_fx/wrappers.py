@@ -44,9 +44,9 @@ def wrapper(model: nn.Module) -> str:
     return next((_IN_PLACE[key] for key in _classes(model) if key in _IN_PLACE), "")
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own model, out of however many wrappers; `model` itself where there are none."""
-    while (inner := model._modules.get(_child(model))) is not None:
+def unwrapped(model: nn.Module, until: str = "") -> nn.Module:
+    """The user's own model, out of however many wrappers, or the wrapper called `until`, should it come first."""
+    while (inner := model._modules.get(_child(model))) is not None and not (until and wrapper(model) == until):
         model = inner
     return model
 

@@ -7,8 +7,8 @@ from torch import nn
 from noble_fx.captures.base import Declined
 from noble_fx.captures.tracing import trace
 from noble_fx.sites.find import LinearMap, find_maps
+from noble_fx.sites.flow import flow_roles
 from noble_fx.sites.roles import OTHER
-from noble_fx.sites.roles_from_graph import roles_from_graph
 
 
 def maps_with_roles(model: nn.Module) -> list[LinearMap]:
@@ -17,7 +17,7 @@ def maps_with_roles(model: nn.Module) -> list[LinearMap]:
     if not any(linear_map.site.role == OTHER and _is_open(linear_map) for linear_map in maps):
         return maps
     try:
-        return find_maps(model, roles_from_graph(model, trace(model)))
+        return find_maps(model, flow_roles(model, trace(model)))
     except Declined:
         return maps
 

@@ -18,7 +18,7 @@ from noble_fx.errors import Refusal
 from noble_fx.layers.registry import projections
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import LinearMap, find_maps
-from noble_fx.sites.roles_from_graph import roles_from_graph
+from noble_fx.sites.flow import flow_roles
 from noble_fx.sites.site import Site
 
 
@@ -71,7 +71,7 @@ class Fx(Capture):
             graph = trace(model)
         except Declined as reason:
             return Refusal(str(reason))
-        sites = choose(model, find_maps(model, roles_from_graph(model, graph)), config)
+        sites = choose(model, find_maps(model, flow_roles(model, graph)), config)
         hidden = unreachable(graph, model, sites)
         return hidden or Plan(config, sites, graph)
 
@@ -84,7 +84,7 @@ class Fx(Capture):
         if self.holds(model):
             return super().maps(model)
         try:
-            return find_maps(model, roles_from_graph(model, trace(model)))
+            return find_maps(model, flow_roles(model, trace(model)))
         except Declined:
             return super().maps(model)
 

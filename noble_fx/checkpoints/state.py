@@ -39,13 +39,16 @@ class State:
 
 def state_to_save(model: nn.Module) -> State:
     """The state of a model without wrappers around it. Raises `CheckpointError` for what no file can hold."""
-    return stored(model, model.state_dict())
+    return stored(model, {own_name(key, model): value for key, value in model.state_dict().items()})
 
 
-def stored(model: nn.Module, state: Mapping[str, Any]) -> State:
-    """`state`, which is a state_dict of `model`, as a file can hold it."""
-    named = {own_name(key, model): value for key, value in state.items()}
-    tied = {name: kept for name, kept in _tied(model).items() if _same(named.get(name), named.get(kept))}
+def stored(model: nn.Module, named: Mapping[str, Any], gathered: bool = False) -> State:
+    """The state of `model`, by own names, as a file can hold it; `gathered` is one whose ties are copies by now."""
+    tied = {
+        name: kept
+        for name, kept in _tied(model).items()
+        if name in named and kept in named and (gathered or _same(named[name], named[kept]))
+    }
     tensors: dict[str, Tensor] = {}
     extra: dict[str, Any] = {}
     storages: set[int] = set()

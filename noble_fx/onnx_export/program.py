@@ -42,8 +42,7 @@ def capture(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> Ex
 
     Raises `ExportError` with the first cause, and for a model that returns anything but tensors.
     """
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
-        raise ExportError("export_onnx needs example inputs; pass args=(x, …) or kwargs={'input_ids': …}")
+    _need_tensors(args, kwargs)
     automatic = dynamic_shapes is None
     if automatic:
         args, kwargs = at_least_two((args, kwargs))
@@ -106,6 +105,7 @@ def _check_outputs(program: ExportedProgram) -> None:
 
 def named_arguments(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     """Each argument of a call by its name; raises `ExportError` for one that `forward` does not take."""
+    _need_tensors(args, kwargs)
     try:
         return bound_arguments(model, args, kwargs)
     except TypeError as error:
@@ -113,6 +113,11 @@ def named_arguments(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
         raise ExportError(
             f"the example inputs do not fit forward{signature}: {error}; correct args or kwargs"
         ) from None
+
+
+def _need_tensors(args: Any, kwargs: Any) -> None:
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise ExportError("export_onnx needs example inputs; pass args=(x, …) or kwargs={'input_ids': …}")
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------

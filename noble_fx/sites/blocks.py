@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -12,7 +12,8 @@ from noble_fx.errors import Refusal
 from noble_fx.layers.registry import describe
 from noble_fx.sites.adapters import why_adapter
 from noble_fx.sites.heads import is_head_name
-from noble_fx.sites.routers import is_router_class, is_router_name
+from noble_fx.sites.routers import is_router
+from noble_fx.sites.site import Site
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 TIED = Refusal("its weight is tied to another module's")
@@ -34,23 +35,35 @@ class Surroundings:
         """True for what lies inside a repeated block."""
         return any(fqn.startswith(block + ".") for block in self.blocks)
 
-    def siblings(self, fqn: str) -> set[str]:
-        """Names of the modules beside this one, its own among them."""
-        return {name for name, _ in self.model.get_submodule(fqn.rpartition(".")[0]).named_children()}
-
-    def against(self, fqn: str, shown: str, owner: str, weight: object, module: nn.Module | None) -> Refusal | None:
+    def against(self, site: Site, shown: str, owner: str, weight: object) -> Refusal | None:
         """Why a preset passes over this map: an adapter, a tied weight, an output head, a router; else None.
 
-        `shown` is the name that says what it does, `owner` the module that would be a router.
+        `shown` is the name that says what it does, `owner` the layer, or the module that holds the bare `weight`.
         """
-        if adapter := why_adapter(self.model, fqn):
+        if adapter := why_adapter(self.model, site.fqn):
             return adapter
         if id(weight) in self.tied:
             return TIED
-        if id(module) in self.heads or (not self.in_block(fqn) and is_head_name(shown)):
+        if id(self.model.get_submodule(owner)) in self.heads or self._is_head(site, shown):
             return HEAD
-        router = is_router_name(owner, self.siblings(owner)) or is_router_class(type(module))
-        return ROUTER if router else None
+        return ROUTER if self._is_router(site, owner) else None
+
+    def _is_head(self, site: Site, shown: str) -> bool:
+        outermost = min((block for block in self.blocks if site.fqn.startswith(block + ".")), key=len, default=None)
+        if outermost is None:
+            return is_head_name(shown) or self.flow_roles.get(site.fqn) == "head"
+        return is_head_name(outermost.split(".")[-2]) if "." in outermost else False  # a list of heads, one a layer
+
+    def _is_router(self, site: Site, owner: str) -> bool:
+        if "router" in (site.role, self.flow_roles.get(site.fqn)):
+            return True
+        return not site.role.startswith("attention") and is_router(self.model, owner, site.out_features)
+
+
+def with_role(site: Site, against: Refusal | None) -> Site:
+    """The site with the role of a router or a head, where that is why it is left out."""
+    role = {ROUTER: "router", HEAD: "head"}.get(against) if against else None
+    return replace(site, role=role) if role else site
 
 
 def surroundings(model: nn.Module, flow_roles: Mapping[str, str] | None = None) -> Surroundings:

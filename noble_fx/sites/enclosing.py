@@ -20,38 +20,38 @@ _SPECIAL = {
     r"|^norm(_context|_out)?$",
     "position": r"positional|relative_position|position_bias|rel_pos|cpb|rpe|indexer|sampling_offsets"
     r"|pos_(mlp|bias|net|embed|embedding)",
-    "embedding": r"embeds?|embeddings?|embedder|projector|connector|merger|aligner"
+    "embedding": r"^project_(in|out)$|embeds?|embeddings?|embedder|projector|connector|merger|aligner"
     r"|(feature|modality|language|text|image|audio|vision|visual)_projection",
 }
 _SPECIAL_COMPILED = {kind: re.compile(rf"(?<![a-z])({pattern})(?![a-z])") for kind, pattern in _SPECIAL.items()}
 APART = ("modulation", "position", "embedding")  # surroundings that are a role by themselves
-_HEADS_OF_DETR = re.compile(r"(class|bbox|box|label|score|mask)_embed")
+_HEADS = re.compile(r"(class|bbox|box|label|score|mask)_embed|vocab_projector")  # of DETR and DistilBERT
 _WORDS = {
     "router": "router routing",
-    "attention": "attention attentions attn att mha",
+    "attention": "attention attentions attn att mha moa",
     "ffn": "mlp mlps ffn ffnn ff forward feedforward intermediate expert experts glu geglu swiglu act relu moe",
     "mixer": "mamba mixer ssm rglru recurrent delta retention hyena lightning lstm",
 }
 _KIND = {word: kind for kind, words in _WORDS.items() for word in words.split()}
 _WITHOUT_SOFTMAX = {"rwkv", "delta", "lightning", "linear", "retention", "mamba"}  # an attention of these is a mixer
 _FILLERS = {"block", "blocks", "layer", "module", "net", "network", "sparse", "top"}
-_TOWERS = {"model", "encoder", "decoder", "transformer", "stage", "stack", "lm", "classification"}
+_TOWERS = {"bottleneck", "model", "encoder", "decoder", "transformer", "stage", "stack", "lm", "classification"}
 _LISTS = re.compile(r"h|(\w*_)?(layers?|blocks?|stages?)")
 
 
 @cache
 def words_of(name: str) -> tuple[str, ...]:
     """`patch_embed` and `PatchEmbed` are (patch, embed), `wi_0` is (wi, 0), `Qwen2MoeMLP` is (qwen, 2, moe, mlp)."""
-    spaced = re.sub("MoE|MLP|FFN|GLU|QKV", lambda known: known[0].capitalize(), name)
+    spaced = re.sub("MoA|MoE|MLP|FFN|GLU|QKV", lambda known: known[0].capitalize(), name)
     return tuple(word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", spaced))
 
 
 @cache
 def kind_of(name: str) -> str:
-    """What a module of this name or class is: one of the surroundings, "tower" for a whole model, or ""."""
+    """What a module of this name or class is: one of the surroundings, "tower" for what has no such role, or ""."""
     words = [word for word in words_of(name) if not word.isdigit()]
     joined = "_".join(words)
-    if _HEADS_OF_DETR.search(joined):
+    if _HEADS.search(joined):
         return ""
     while words and words[-1] in _FILLERS:
         words.pop()
@@ -82,7 +82,7 @@ def surroundings(names: Sequence[str], classes: Sequence[str]) -> tuple[str, Seq
         return "", ()
     kind, place = said[0]
     if kind == "ffn":  # an MLP of something special is a part of that: a timestep's, a projector's
-        kind = next((outer for outer, _ in said[1:2] if outer in APART), kind)
+        kind = next((outer for outer, at in said[1:2] if outer in APART and not names[at].isdigit()), kind)
     return kind, names[place:]
 
 

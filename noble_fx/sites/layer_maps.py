@@ -11,7 +11,7 @@ from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup
 from noble_fx.errors import Refusal
 from noble_fx.layers.registry import describe, obstacle, unsuitable_weight, why_eager
-from noble_fx.sites.blocks import Surroundings, surroundings
+from noble_fx.sites.blocks import Surroundings, surroundings, with_role
 from noble_fx.sites.roles import OTHER, role_in
 from noble_fx.sites.site import Site
 
@@ -61,11 +61,13 @@ def _layer_map(module: nn.Module, names: tuple[str, ...], around: Surroundings) 
         role = around.flow_roles.get(fqn, OTHER)
     unsuitable = unsuitable_weight(module)
     refusal = None if unsuitable else obstacle(module)
+    site = Site(fqn, role, kind, in_features, out_features, 0, False, "", 0, names[1:])
+    against = around.against(site, fqn, fqn, getattr(module, "weight", None))
     return LinearMap(
-        Site(fqn, role, kind, in_features, out_features, 0, False, "", 0, names[1:]),
+        with_role(site, against),
         module,
         around.in_block(fqn),
-        around.against(fqn, fqn, fqn, getattr(module, "weight", None), module),
+        against,
         refusal,
         unsuitable,
         None if refusal or unsuitable else why_eager(module),

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from noble_fx.errors import Refusal
 from noble_fx.layers.registry import augmented_class, describe, obstacle, projections, row_of, why_eager
 from noble_fx.layers.weights import why_unsuitable
-from noble_fx.sites.blocks import Surroundings, surroundings
+from noble_fx.sites.blocks import Surroundings, surroundings, with_role
 from noble_fx.sites.layer_maps import LinearMap
 from noble_fx.sites.products import Weight, weights_of
 from noble_fx.sites.roles import role_in
@@ -108,5 +108,7 @@ def _parameter_map(model: nn.Module, fqn: str, use: Weight | None, around: Surro
     shown = owner if name == "weight" else fqn.removesuffix("_weight")
     role = role_in(model, shown, ins, outs)
     site = Site(fqn, role, kind, ins, outs, 0, False, "", 0, weight=fqn, layout=layout, experts=experts)
-    against = around.against(fqn, shown, owner, parameter, None)
-    return LinearMap(site, None, around.in_block(fqn), against, refusal, why_unsuitable(parameter), eager)
+    against = around.against(site, shown, owner, parameter)
+    return LinearMap(
+        with_role(site, against), None, around.in_block(fqn), against, refusal, why_unsuitable(parameter), eager
+    )

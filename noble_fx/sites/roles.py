@@ -59,10 +59,11 @@ def role_from_name(
     is not given is taken to be as in most models.
     """
     *parents, last = fqn.split(".")
+    while parents and (is_wrapper(last) or last == "base_layer" or (last in _WRAPPED and not kind_of(parents[-1]))):
+        *parents, last = parents  # what a wrapper holds is called by the wrapper's name
+        classes, beside = classes[:-1], None
     kind, inside = surroundings(["", *parents], classes)
     inside = [name for name in inside if not is_wrapper(name)]
-    if (last in _WRAPPED and len(inside) > 1) or last == "base_layer" or is_wrapper(last):
-        *inside, last = inside or parents
     own = kind_of(last)
     place = _Place(tuple(words_of(name) for name in (*inside, last)), (in_features, out_features), beside)
     if own in ("modulation", "position") or (own == "embedding" and kind not in ("attention", "ffn", "mixer")):
@@ -111,7 +112,7 @@ class _Place:
         return "experts" in (self.beside or ()) or bool({"expert", "moe", "experts"} & set(self.own))
 
 
-_WRAPPED = {"linear", "lin", "base_layer", "convolution", "conv"}  # what a wrapper calls the layer in it
+_WRAPPED = {"linear", "lin", "convolution", "conv"}  # what a wrapper calls the layer in it
 _OF_A_PAIR = {"w", "wi", "fc", "lin", "linear", "dense", "conv", "pwconv", "layer", "ff", "ffn", "mlp", "proj", "c"}
 _PLAIN_OUT = {
     "c",
@@ -134,11 +135,11 @@ def _attention_input(letters: str) -> str:
 
 
 def _in_attention(place: _Place) -> str:
-    if place.says("pos position relative rel r sampling offsets weights"):
+    inside = place.names if names_letters(place.names[0]) else place.names[1:] or place.names
+    if {"pos", "position", "relative", "rel", "r", "offsets", "weights"} & {word for name in inside for word in name}:
         return "position"
     if {"gate", "gates", "g"} & set(place.own):
         return "attention.gate"
-    inside = place.names if names_letters(place.names[0]) else place.names[1:] or place.names
     letters = next((found for found in map(letters_of, reversed(inside)) if found), "")
     if letters:
         return _attention_input(letters)
@@ -186,13 +187,14 @@ def _of_a_pair(place: _Place) -> str:
 
 def _in_mixer(place: _Place) -> str:
     last = set(place.own)
-    if last & {"out", "output", "o", "wo"} or place.number == 2:
-        return "mixer.gate" if last & {"gate"} else "mixer.out"
-    if last & {"gate", "gates", "g", "z", "y"}:
+    if place.own == ("conv",):  # a convolution with its norm and activation, which many call a ConvModule
+        return OTHER
+    if last & {"gate", "gates", "g", "z", "y", "ogate"}:
         return "mixer.gate"
-    if last & {"x", "dt", "a", "b", "ba", "bc", "f", "beta", "decay", "bcdt"} and "linear" not in last:
-        return "mixer.state"
-    return "mixer.in"
+    if last & {"out", "output", "o", "wo", "down", "end"} or place.number == 2:
+        return "mixer.out"
+    steps = {"x", "dt", "a", "b", "ba", "bc", "f", "beta", "decay", "igate", "fgate"}
+    return "mixer.state" if last & steps and not last & {"linear"} and not letters_of(place.own) else "mixer.in"
 
 
 # Names that need no surroundings to be known.

@@ -3,6 +3,7 @@
 from torch import nn
 
 from noble_fx.sites.blocks import HEAD, ROUTER, TIED, repeated_blocks, surroundings
+from noble_fx.sites.site import Site
 from tests.models import tiny
 
 
@@ -36,6 +37,7 @@ def test_why_a_preset_passes_over_a_map():
 
     def against(fqn):
         module = model.get_submodule(fqn)
-        return around.against(fqn, fqn, fqn, module.weight, module)
+        site = Site(fqn, "other", "Linear", module.in_features, module.out_features, 0, False, "", 0)
+        return around.against(site, fqn, fqn, module.weight)
 
     assert [against(n) for n in ("lm_head", "own_head", "gate", "experts.0")] == [TIED, HEAD, ROUTER, None]

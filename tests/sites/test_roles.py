@@ -83,6 +83,8 @@ BY_NAME = [
     ("checkpointed", "layers.0._checkpoint_wrapped_module.mlp.fc1", (8, 32), "ffn.in"),
     ("compiled", "layers.0.self_attn.q_proj._orig_mod", (8, 8), "attention.q"),
     ("any", "embed_tokens_proj", (8, 8), "embedding"),
+    ("OPT", "model.decoder.project_in", (16, 32), "embedding"),
+    ("DistilBERT", "vocab_projector", (32, 64), "other"),
     ("any", "fusion.linear", (8, 8), "other"),
     ("a stage's projection", "hiera.encoder.stages.1.layers.0.proj", (96, 192), "other"),
 ]  # fmt: skip
@@ -115,6 +117,10 @@ BY_CLASS = [
     ("AdaLayerNormZero", "norm1", "linear", "modulation"),
     ("DogeAttention", "self_attn", "dt_proj", "other"),
     ("MLPLayerWithBN", "queries_keys_values", "linear", "attention.qkv"),
+    ("JetMoeMoA", "self_attention", "output_linear", "attention.out"),
+    ("BottleneckLayer", "attention", "dense", "other"),
+    ("XLNetRelativeAttention", "rel_attn", "q", "attention.q"),
+    ("VibeVoiceDiffusionHeadAdaLayerNorm", "adaLN_modulation", "linear", "modulation"),
 ]
 
 
