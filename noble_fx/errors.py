@@ -5,10 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 class NobleError(ValueError):
-    """Base of every error that noble_fx raises on purpose; the model is as it was before the call."""
+    """Base of every error that noble_fx raises on purpose; the model is as it was before the call.
+
+    `advice`: the arguments to call with instead, where they were tried and work. `dead_end`: the text says why not, and
+    what works is still to be looked for, on this model; whoever can look raises it anew.
+    """
+
+    def __init__(self, text: str = "", *, advice: dict[str, Any] | None = None, dead_end: bool = False) -> None:
+        super().__init__(text)
+        self.advice, self.dead_end = advice or {}, dead_end
 
 
 class ConfigError(NobleError):

@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from noble_fx.attach.attach import named_branches
+from noble_fx.branches.base import Branch
 from noble_fx.captures.base import check_model
 from noble_fx.captures.table import captured
-from noble_fx.errors import ConfigError
+from noble_fx.errors import ConfigError, Refusal
 from noble_fx.passes.history import Step
 from noble_fx.passes.inference.fold_branch import fold_branch
 
@@ -34,12 +36,22 @@ def fold(model: nn.Module) -> nn.Module:
     return copied.eval().requires_grad_(False)
 
 
+def more_than_its_tensors(branch: Branch) -> Refusal | None:
+    """What a branch does besides its own maths on its own tensors, which rewriting these would lose; or None."""
+    for part in branch.modules():
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            return Refusal("hooks on the branch (prune, weight_norm or of your own) would be lost")
+        if is_parametrized(part):
+            return Refusal("the branch is parametrized")
+    return None
+
+
 def fold_in_place(model: nn.Module) -> list[Step]:
     """Fold the branches of a model that is nobody else's, and rewrite its graphs to match; one step a branch."""
     done = []
     for fqn, branch in named_branches(model).items():
         before = branch.key
-        refusal = branch.fold()
+        refusal = more_than_its_tensors(branch) or branch.fold()
         skipped = refusal.reason if refusal else ""
         done.append(Step(fold_branch.name, fqn, before, "" if refusal else branch.key, skipped))
     for capture, module in captured(model):

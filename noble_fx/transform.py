@@ -23,10 +23,11 @@ from noble_fx.attach.unwrapped import check_unwrapped, same_on_every_rank
 from noble_fx.branches.base import Branch
 from noble_fx.branches.kinds import check_branch
 from noble_fx.captures import dynamo
+from noble_fx.captures.advice import advised
 from noble_fx.captures.base import Examples, Plan, check_model
 from noble_fx.captures.table import asked, captured
 from noble_fx.config import NobleConfig
-from noble_fx.errors import CaptureError, ConfigError, Refusal
+from noble_fx.errors import CaptureError, ConfigError, NobleError, Refusal
 from noble_fx.layers.linear import Augmented
 from noble_fx.ops.cuda import why_no_kernel
 from noble_fx.sites.site import Choice
@@ -70,21 +71,28 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None =
             "or transform a fresh model"
         )
     check_branch(config)  # an unknown kind, an unknown or ill-shaped σ is refused first
+    examples = examples or Examples()
     with unchanged(model):
-        plan = _asked_plan(model, config, examples)
+        try:
+            plan = _asked_plan(model, config, examples)
+        except NobleError as error:
+            if not error.dead_end:
+                raise
+            raise advised(error, model, config, examples) from None
     check_unwrapped(model, "transform", [site.weight or site.fqn for site in plan.selected])
     return plan
 
 
-def _asked_plan(model: nn.Module, config: NobleConfig, examples: Examples | None) -> Plan:
+def _asked_plan(model: nn.Module, config: NobleConfig, examples: Examples) -> Plan:
     refusals = []
     for name, capture in asked(config.capture):
         if examples and not capture.takes_examples:
             raise ConfigError(
-                f"example inputs are for capture='export', and capture={config.capture!r} runs no model to look at it; "
-                "leave them out, or ask for 'export' by name. noble_fx.programs(model, *inputs) shows graphs"
+                f"example inputs are for capture='export', and capture={config.capture!r} runs no model to look at it "
+                "(noble_fx.programs(model, *inputs) shows graphs)",
+                dead_end=True,
             )
-        answer = capture.plan(model, config, examples or Examples())
+        answer = capture.plan(model, config, examples)
         if isinstance(answer, Plan):
             return dataclasses.replace(answer, config=answer.config.replace(capture=name))
         if not isinstance(answer, Refusal):
@@ -93,7 +101,7 @@ def _asked_plan(model: nn.Module, config: NobleConfig, examples: Examples | None
                 "a Refusal(reason)"
             )
         refusals.append(f"capture={name!r} declines this model: {answer.reason}")
-    raise CaptureError(f"{'; '.join(refusals)}; use capture='modules', which keeps the model's own Python")
+    raise CaptureError("; ".join(refusals), dead_end=True)
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 import noble_fx
 from noble_fx import ConfigError
 from noble_fx.branches.activations import Mixer, ScaleShift, Signed
+from noble_fx.fold import fold_in_place
 from noble_fx.transform import named_branches
 from tests.models import loud, tiny, tokens, transformed
 
@@ -177,3 +179,24 @@ def test_what_cannot_be_done_with_a_folded_model():
     with pytest.raises(noble_fx.CheckpointError, match="folded"):
         noble_fx.save(folded, "nowhere")
     assert not named_branches(noble_fx.fold(layer("gelu")))["0"].folded
+
+
+def _hooked(branch):
+    branch.act.register_forward_hook(lambda module, args, out: 2 * out)
+
+
+def _parametrized(branch):
+    torch.nn.utils.parametrizations.weight_norm(branch, "up")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [(_hooked, "hooks on the branch .* would be lost"), (_parametrized, "is parametrized")]
+)
+def test_a_branch_that_is_more_than_its_tensors_is_kept(change, reason):
+    model = transformed("modules")
+    change(named_branches(model)["blocks.0.fc1"])
+    folded = copy.deepcopy(model)
+    steps = {step.node: step.skipped for step in fold_in_place(folded)}
+    assert re.search(reason, steps["blocks.0.fc1"])
+    assert steps["blocks.0.fc2"] == ""
+    torch.testing.assert_close(folded(tokens()), model(tokens()), rtol=1e-4, atol=1e-4)

@@ -39,6 +39,7 @@ from noble_fx.onnx_export.request import (
 )
 from noble_fx.onnx_export.tolerance import dtypes_in, tolerances
 from noble_fx.onnx_export.untouched import random_states_kept
+from noble_fx.onnx_export.unwrap import plain_model
 from noble_fx.onnx_export.verify import Verification
 from noble_fx.onnx_export.verify import verify as compare
 from noble_fx.passes.history import Step
@@ -73,12 +74,14 @@ def export_onnx(
     a matrix that another product reads. `functions` keeps each site one node with its maths in a function of the file
     (not joined: a box has the operands of the formula). The file is run and compared with `model` as it is, at several
     sizes; `verify="warn"` keeps a file that is too far off, with a warning, and `verify=False` does not look.
-    `progress` is called with the name of each stage. `model` itself is never changed. Exports in several threads wait
+    `progress` is called with the name of each stage. What hands every call on to `model` (torch.compile, DataParallel,
+    an averaged model) is taken off. `model` itself is never changed. Exports in several threads wait
     for one another.
     Raises `ExportError` when the model cannot be exported, a result is too far off, or `path` exists or cannot be
     written; nothing is left at `path` then.
     """
     need_onnx()
+    model = plain_model(model)
     check_request(model, verify, join, opset)
     target, dtype = checked_path(path), checked_dtype(dtype)
     args, kwargs = given_inputs(args, {} if kwargs is None else kwargs)

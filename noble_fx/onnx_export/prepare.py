@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from noble_fx.attach.attach import named_branches
+from noble_fx.attach.switched_off import is_off
+from noble_fx.captures.table import captured
 from noble_fx.captures.torch_export import first_line
 from noble_fx.errors import CaptureError, ExportError
 from noble_fx.fold import fold_in_place
+from noble_fx.onnx_export.merge import merge_in_place
 from noble_fx.passes.history import Step
 
 
@@ -31,15 +34,20 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype | None = None, shared: bool
     for module in model.modules():  # what a pruned or weight-normed layer computed last, which torch does not copy
         computed = [v for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
         memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
+    if any(is_off(module) for _, module in captured(model)):
+        raise ExportError(
+            "inside noble_fx.disabled(model) a captured model is no whole; leave it, and for the base model export "
+            "noble_fx.remove(copy.deepcopy(model))"
+        )
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:
         raise ExportError(
             f"the model cannot be copied, and an export works on a copy: {type(error).__name__}: {first_line(error)}"
         ) from error
-    originals = named_branches(model)
-    for name, branch in named_branches(copied).items():
-        branch.enabled = originals[name].enabled  # off inside noble_fx.disabled, which a copy is not
+    own = named_branches(copied)
+    for name, branch in named_branches(model).items():
+        own[name].enabled = branch.enabled  # inside `disabled` the file is the base model's; a copy would not be
     return _cast(copied, dtype).eval().requires_grad_(False)
 
 
@@ -57,9 +65,9 @@ def _detached(parameter: nn.Parameter, shared: bool) -> nn.Parameter:
 
 
 def folded_copy(model: nn.Module, dtype: torch.dtype | None, fold: bool) -> tuple[nn.Module, list[Step]]:
-    """A copy, and what was folded in it; folded first, then cast, so that ω ⊙ D is rounded once."""
+    """A copy, and what was merged and folded in it; then cast, so that ω ⊙ D is rounded once."""
     copied = frozen_copy(model)
-    steps = fold_in_place(copied) if fold else []
+    steps = merge_in_place(copied) + (fold_in_place(copied) if fold else [])
     return _cast(copied, dtype), steps
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from noble_fx.captures.base import check_model
-from noble_fx.errors import CaptureError, ExportError
+from noble_fx.errors import ExportError
 from noble_fx.files import as_path
 from noble_fx.onnx_export.tolerance import TOLERANCE
 
@@ -30,14 +28,10 @@ def need_onnx() -> None:
         raise ExportError(f'export_onnx needs {error.name}: pip install "noble-fx[onnx]"') from None
 
 
-def check_request(model: Any, verify: bool | str, join: str | bool, opset: int | None) -> None:
+def check_request(model: nn.Module, verify: bool | str, join: str | bool, opset: int | None) -> None:
     """Raises `ExportError` for a model without values and for settings that are unknown, with those that are known."""
     import onnx
 
-    try:
-        check_model(model)
-    except CaptureError as error:
-        raise ExportError(str(error).replace("noble_fx.transform", "noble_fx.export_onnx")) from None
     if verify not in (True, False, "warn"):
         raise ExportError(f"verify={verify!r} is unknown; use True, False or 'warn'")
     if join not in list(PIPELINES):

@@ -28,7 +28,7 @@ def choose(model: nn.Module, maps: list[LinearMap], config: NobleConfig, strict:
     sites = [_decide(*entry, config, strict, action, has_blocks) for entry in zip(maps, wanted, excluded, strict=True)]
     sites = assign_ranks(model, sites, config, refuse=strict and not is_group(config.select))
     if strict and not any(site.selected for site in sites):
-        raise ConfigError(_nothing_selected(sites, config, all(entry.obstacle for entry in maps)))
+        raise ConfigError(_nothing_selected(sites, config), dead_end=True)
     return tuple(sites)
 
 
@@ -71,7 +71,7 @@ def _why_not(linear_map: LinearMap, config: NobleConfig, has_blocks: bool) -> st
     return "outside the repeated blocks"
 
 
-def _nothing_selected(sites: list[Site], config: NobleConfig, obstacles: bool) -> str:
+def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:
     if not sites:
         return (
             "the model has no linear layer, so there is nothing to add a branch to; "
@@ -85,8 +85,7 @@ def _nothing_selected(sites: list[Site], config: NobleConfig, obstacles: bool) -
             )
     reasons = Counter(site.reason for site in sites).most_common(4)
     listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
-    remedy = "" if obstacles else ". Widen select, or lower the rank"  # which help where nothing else is in the way
-    return f"select={config.select!r} leaves no layer to augment: {listed}{remedy}"
+    return f"select={config.select!r} leaves no layer to augment: {listed}"
 
 
 def _wanted(maps: list[LinearMap], config: NobleConfig, has_blocks: bool) -> list[str]:

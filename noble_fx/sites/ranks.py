@@ -37,7 +37,8 @@ def assign_ranks(model: nn.Module, sites: list[Site], config: NobleConfig, refus
         elif refuse or _pattern_rank(site, config) is not None:
             raise ConfigError(
                 f"rank {rank} does not fit {site.fqn!r} [{site.out_features}, {site.in_features}]: it must be below "
-                f"min(K, N) = {limit}; lower rank, give this layer its own in rank_pattern, or exclude it"
+                f"min(K, N) = {limit}; {'lower rank, give this layer its own in rank_pattern, or ' * (limit > 1)}"
+                "exclude it"
             )
         else:
             out.append(

@@ -128,7 +128,7 @@ def test_declines_with_the_reason_and_changes_nothing(make, reason):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(Declined, match=reason):
         trace(model)
-    with pytest.raises(CaptureError, match=f"capture='fx' declines this model: .*{reason}.*use capture='modules'"):
+    with pytest.raises(CaptureError, match=f"capture='fx' declines this model: .*{reason}.*capture='modules'"):
         noble_fx.transform(model, rank=4, capture="fx")
     assert all(module.training for module in model.modules())
     assert not any(isinstance(module, noble_fx.NobleBranch) for module in model.modules())

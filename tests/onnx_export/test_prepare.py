@@ -1,5 +1,7 @@
 """The copy is free to be changed: the live model and the caller's inputs stay as they are."""
 
+import copy
+
 import pytest
 import torch
 
@@ -20,6 +22,21 @@ def test_a_copy_shares_memory_and_nothing_else():
         assert parameter is not live
         assert live.requires_grad
         assert not parameter.requires_grad
+
+
+def test_inside_disabled_the_base_model_is_copied(tmp_path):
+    model = transformed("modules")
+    with noble_fx.disabled(model):
+        base, copied = model(tokens()), frozen_copy(model)
+        assert torch.equal(copied(tokens()), base)
+    assert torch.equal(copied(tokens()), base)
+    assert not torch.equal(model(tokens()), base)
+    captured = transformed("fx")
+    message = r"inside noble_fx.disabled.model. a captured model .* export noble_fx.remove.copy.deepcopy.model"
+    with noble_fx.disabled(captured), pytest.raises(ExportError, match=message):
+        noble_fx.export_onnx(captured, (tokens(),), tmp_path / "m.onnx")
+    base_model = noble_fx.remove(copy.deepcopy(captured))
+    assert torch.equal(frozen_copy(base_model)(tokens()), base)
 
 
 def test_a_copy_in_another_dtype_leaves_the_model_alone():
