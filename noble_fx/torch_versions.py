@@ -8,6 +8,7 @@ all        names without an underscore exist in every release and are used where
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import _get_qualified_name as qualified_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -46,6 +48,7 @@ __all__ = [
     "qualified_name",
     "tf32_products",
     "tracers_of_this_thread",
+    "unknown_sizes",
     "without_autocast",
 ]
 
@@ -91,6 +94,34 @@ def in_forward_ad() -> bool:
 def below_views() -> AbstractContextManager[None]:
     """Inside, an operator's autograd rule calls the operator without coming back to itself, and no view is noted."""
     return torch._C._AutoDispatchBelowADInplaceOrView()
+
+
+class UnknownSizes(NamedTuple):
+    """Sizes of which nothing is known, the mode whose tensors may have them, and whether anything was assumed since."""
+
+    sizes: list[torch.SymInt]
+    mode: FakeTensorMode
+    assumed: Callable[[], bool]
+
+
+@contextmanager
+def unknown_sizes(count: int) -> Iterator[UnknownSizes]:
+    """Sizes for tracing; where something is decided by one, tracing raises what `decides_on_values` knows."""
+    shapes = ShapeEnv()
+    sizes = [shapes.create_unbacked_symint() for _ in range(count)]
+    for size in sizes:
+        torch._check(size >= 0)
+
+    def assumptions() -> int:
+        return len(shapes.guards) + sum(map(len, shapes.deferred_runtime_asserts.values()))
+
+    before, log = assumptions(), logging.getLogger("torch._subclasses.fake_tensor")
+    mode, silent = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True), log.disabled
+    log.disabled = True  # it reports what is raised, with pages of advice
+    try:
+        yield UnknownSizes(sizes, mode, lambda: assumptions() != before)
+    finally:
+        log.disabled = silent
 
 
 def autocast_is_on(device: str) -> bool:

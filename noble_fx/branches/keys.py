@@ -83,6 +83,11 @@ def recognise(act: nn.Module, label: str, rank: int) -> Recognised:
     return Recognised(_KEYS[question], notes)
 
 
+def made_of_known_parts(act: nn.Module) -> bool:
+    """Whether σ is a chain of the zoo's parts and of PyTorch's own, which treat rows one by one."""
+    return _settings(act) is not None
+
+
 def template(key: str) -> nn.Module:
     """The activation of this key, on the meta device; its tensors are only names and shapes."""
     return _of(key, "template")

@@ -74,6 +74,17 @@ def record(act: nn.Module, rank: int, dtype: torch.dtype, backward: bool = True)
     return "\n".join(recorder.lines)
 
 
+def asks_for_grad_mode(act: nn.Module, rank: int, dtype: torch.dtype) -> bool:
+    """Whether `act`, whose tensors are of this dtype, does something else with h [rows, rank] under `no_grad`."""
+    h, lines = torch.ones(ROWS, rank, dtype=dtype), []
+    for grad in (True, False):
+        recorder = _Recorder([h, *act.parameters(), *act.buffers()])
+        with recorder, torch.set_grad_enabled(grad):
+            act.requires_grad_(False)(h.clone())  # what is kept for a backward would be recorded too
+        lines.append(recorder.lines)
+    return lines[0] != lines[1]
+
+
 class _Recorder(TorchDispatchMode):
     """Writes down every operator; `known` tensors are what it may read."""
 

@@ -21,8 +21,9 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from noble_fx.branches.keys import first_line, runnable, template, why_not_recorded
-from noble_fx.branches.recording import ROWS, elsewhere, record, sampled
+from noble_fx.branches.keys import first_line, made_of_known_parts, runnable, template, why_not_recorded
+from noble_fx.branches.recording import ROWS, asks_for_grad_mode, elsewhere, record, sampled
+from noble_fx.branches.rows import MixesRows, check_rows
 from noble_fx.errors import Refusal
 from noble_fx.tracing_lock import as_part, tracing
 
@@ -119,7 +120,10 @@ def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
             _check_sources(make_fx(act.forward)(h, *tensors))
         _check_modes(own, rank, dtype)
         graphs = [_graph(act.forward, h, *tensors), _graph(act.backward, h, *tensors, dt)]
-        _check_rows(act.forward, h, tensors)  # after the graphs have shown that nothing is drawn at random
+        if not made_of_known_parts(template(key)):
+            check_rows(act.forward, rank, tensors, dtype)  # after the graphs have shown that nothing is drawn at random
+    except MixesRows as reason:
+        raise Untraceable(str(reason)) from None
     except Untraceable:
         raise
     except Exception as error:
@@ -136,21 +140,12 @@ def _check_modes(act: nn.Module, rank: int, dtype: torch.dtype) -> None:
     act.eval()
     if record(act, rank, dtype) != trained:
         raise Untraceable("computes something else in train mode than in eval mode")
+    if asks_for_grad_mode(act, rank, dtype):
+        raise Untraceable("computes something else where no gradients are recorded")
 
 
 def _tensor_names(act: nn.Module) -> list[str]:
     return [*(name for name, _ in act.named_parameters()), *(name for name, _ in act.named_buffers())]
-
-
-def _check_rows(forward: Callable[..., Tensor], h: Tensor, tensors: list[Tensor]) -> None:
-    # In float64: at a wide bottleneck float32's own rounding, through several cosines, looks like mixing.
-    h, *tensors = (t.double() if t.is_floating_point() else t for t in (h, *tensors))
-    whole = forward(h, *tensors)
-    parts = torch.cat([forward(h[:2], *tensors), forward(h[2:], *tensors)])
-    boxed = forward(h.view(2, 3, -1), *tensors).view(ROWS, -1)
-    for other in (parts, boxed):
-        if not torch.allclose(whole, other, rtol=1e-4, atol=1e-4, equal_nan=True):
-            raise Untraceable("mixes rows: a row's result depends on the other rows")
 
 
 def _graph(fn: Callable[..., Any], *args: Tensor) -> fx.GraphModule:

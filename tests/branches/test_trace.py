@@ -92,10 +92,22 @@ class Lambda(nn.Module):
         (HiddenTensor(), "neither a parameter nor a buffer"),
         (Flagged(), "something else in train mode than in eval mode"),
         (Counting(), "something else each time"),
+        (Lambda(lambda h: h if torch.is_grad_enabled() else 2 * h), "something else where no gradients are recorded"),
         (Lambda(lambda h: h - h.mean(0)), "mixes rows"),
         (Lambda(lambda h: h.cumsum(-2)), "mixes rows"),
     ],
-    ids=["dropout", "rrelu", "in place", "data", "hidden", "modes", "state", "mean over rows", "cumsum over rows"],
+    ids=[
+        "dropout",
+        "rrelu",
+        "in place",
+        "data",
+        "hidden",
+        "modes",
+        "state",
+        "grad mode",
+        "mean over rows",
+        "cumsum over rows",
+    ],
 )
 def test_refused_with_the_reason(act, reason):
     assert reason in why_untraceable(key_of(act), RANK).reason
