@@ -141,7 +141,7 @@ def load(
     if described.inputs is not None and not examples:
         examples = Examples.of(None, *_rebuilt_inputs(model, described.inputs, folder))
     try:
-        plan = make_plan(model, described.config, examples)
+        plan = make_plan(model, described.config, examples, advise=False)  # the settings are the folder's
         fit = Fit(model, plan, printable(folder))
     except NobleError as error:
         raise CheckpointError(f"{printable(folder / CONFIG)} does not fit this model: {error}") from error

@@ -60,8 +60,11 @@ def transform(
     return plan.sites if dry_run else apply_plan(model, plan)
 
 
-def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None = None) -> Plan:
-    """Capture, find and choose without changing anything; raises what `transform` raises."""
+def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None = None, advise: bool = True) -> Plan:
+    """Capture, find and choose without changing anything; raises what `transform` raises.
+
+    `advise`: a refusal says which other settings work, for a caller who can pass others.
+    """
     check_model(model)
     check_unwrapped(model, "transform")
     carried = next((fqn for fqn, m in model.named_modules() if isinstance(m, Branch)), None)
@@ -76,7 +79,7 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None =
         try:
             plan = _asked_plan(model, config, examples)
         except NobleError as error:
-            if not error.dead_end:
+            if not error.dead_end or not advise:
                 raise
             raise advised(error, model, config, examples) from None
     check_unwrapped(model, "transform", [site.weight or site.fqn for site in plan.selected])

@@ -22,7 +22,7 @@ from torch import nn
 from noble_fx.branches.activations import Cosine, Gate, Mixer, ScaleShift, Signed
 from noble_fx.branches.folded import Cos
 from noble_fx.branches.observed import Notes, quiet, watched
-from noble_fx.branches.recording import elsewhere, record, sampled, with_tensors
+from noble_fx.branches.recording import asks_for_grad_mode, elsewhere, record, sampled, with_tensors
 from noble_fx.errors import ConfigError, Refusal
 
 # What a module's forward reads besides its parameters, buffers and children. Exact classes only.
@@ -143,6 +143,8 @@ def _recording(act: nn.Module, rank: int, notes: dict[str, Notes]) -> tuple[str,
         run(torch.float32, False)
         own.double()
         run(torch.float64, False)  # a cast to float32 shows only here
+        if asks_for_grad_mode(own, rank, torch.float64):
+            texts.append("something else where no gradients are recorded")
     except Exception as error:
         reason = f"{type(error).__name__} while tracing: {first_line(error)}"
         return "\n".join([*texts, type(error).__qualname__]), None, Refusal(reason)

@@ -42,6 +42,11 @@ def power(exponent):
     return lambda h: h**exponent
 
 
+def test_what_is_done_without_gradients_shows():
+    plain, asks = Function(lambda h: h), Function(lambda h: h if torch.is_grad_enabled() else 2 * h)
+    assert key_of(plain) != key_of(asks)
+
+
 # --- what shows -------------------------------------------------------------------------------------------------------
 
 

@@ -230,7 +230,7 @@ class Branching(nn.Module):
 @pytest.mark.parametrize(
     ("model", "given", "message"),
     [
-        (tiny, {}, "none were given; pass example_inputs"),
+        (tiny, {}, "none were given as example_inputs"),
         (tiny, {"example_inputs": (tokens(), tokens())}, "do not fit forward.*too many positional"),
         (tiny, {"example_kwargs": {"other": tokens()}}, "do not fit forward.*missing a required argument: 'idx'"),
         (Calls, {"example_inputs": (torch.ones(2, 7),)}, "the model itself fails on the example inputs"),
