@@ -36,6 +36,7 @@ class ActivationProgram:
     backward: fx.GraphModule
     names: tuple[str, ...]  # of σ's tensors, parameters first
     parameters: int
+    unused: tuple[int, ...] = ()  # parameters on which no gradient falls, which get None and not zeros
 
     # Past `__call__`: these are no modules of the user's, so hooks of all modules (a FLOP counter's) are not theirs.
 
@@ -128,7 +129,15 @@ def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
         raise
     except Exception as error:
         raise Untraceable(f"{type(error).__name__} while tracing: {first_line(error)}") from error
-    return ActivationProgram(graphs[0], graphs[1], act.names, act.parameters)
+    return ActivationProgram(graphs[0], graphs[1], act.names, act.parameters, _unused(own, h))
+
+
+def _unused(own: nn.Module, h: Tensor) -> tuple[int, ...]:
+    parameters = [p.requires_grad_(p.is_floating_point()) for p in own.parameters()]
+    t = own(h.clone())
+    wanted = [p for p in parameters if p.requires_grad]
+    found = iter(torch.autograd.grad(t.sum(), wanted, allow_unused=True) if wanted and t.requires_grad else ())
+    return tuple(at for at, p in enumerate(parameters) if not p.requires_grad or next(found, None) is None)
 
 
 def _check_modes(act: nn.Module, rank: int, dtype: torch.dtype) -> None:

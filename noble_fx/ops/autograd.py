@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from noble_fx.branches.trace import activation_program
 from noble_fx.ops.operands import Operands, places
 from noble_fx.torch_versions import below_views, in_forward_ad, in_functorch, without_autocast
 
@@ -65,12 +66,21 @@ class _RecomputedFunction(torch.autograd.Function):
                 h, kept = h[used], places(len(flat), ctx.count, used)
             needs = [ctx.needs_input_grad[3 + place] for place in kept]
             operands = Operands.from_flat([flat[place] for place in kept], len(used), ctx.key)
+            needs = _without_unused(needs, operands)
             # backward() may be called inside autocast, which would run σ's products in the low precision.
             with without_autocast(h.device.type):
                 of_used = _gradients(ctx.operator, [dy[site] for site in used], h, operands, needs)
             for place, gradient, need in zip(kept, of_used, needs, strict=True):
                 gradients[place] = gradient if need else None
         return None, None, None, *gradients
+
+
+def _without_unused(needs: list[bool], operands: Operands[Tensor]) -> list[bool]:
+    """`needs` without those parameters of σ that it does not use, to which autograd gives no gradient either."""
+    site = operands.sites[0]
+    unused = activation_program(operands.key, site.down.shape[0], torch.float32).unused
+    first, each = len(needs) - len(operands.act()), len(site.act)
+    return [need and (at < first or (at - first) % each not in unused) for at, need in enumerate(needs)]
 
 
 def _gradients(

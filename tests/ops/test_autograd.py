@@ -90,6 +90,37 @@ def test_backward_on_the_meta_device():
     assert all(p.grad.shape == p.shape for p in layer.parameters())
 
 
+class PartlyUsed(torch.nn.Module):
+    """A parameter that is not read, one that is only detached, and one that learns."""
+
+    def __init__(self, rank):
+        super().__init__()
+        self.unread, self.detached, self.used = (torch.nn.Parameter(torch.rand(rank)) for _ in range(3))
+
+    def forward(self, h):
+        return torch.tanh(h * self.used) * self.detached.detach()
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_parameters_that_sigma_does_not_use_get_no_gradient(twice):
+    layer, x = small_layer(PartlyUsed), torch.randn(3, 9)
+    assert layer.noble.unfused == ""
+    act = layer.noble.act
+    wanted = [act.unread, act.detached, act.used]
+    for y in (layer(x), eagerly(layer, x)):
+        found = torch.autograd.grad(y.square().sum(), wanted, create_graph=twice, allow_unused=True)
+        assert [gradient is None for gradient in found] == [True, True, False]
+
+
+@pytest.mark.parametrize("used", [[0], [0, 2]])
+def test_of_a_group_parameters_that_sigma_does_not_use_get_no_gradient(used):
+    layers = small_layers(PartlyUsed)
+    y = LINEAR_GROUP(*group_arguments(layers, torch.randn(3, 9)))
+    sum(y[i].square().sum() for i in used).backward()
+    acts = [layers[i].noble.act for i in used]
+    assert all(act.unread.grad is None and act.detached.grad is None and act.used.grad is not None for act in acts)
+
+
 # --- several sites ---------------------------------------------------------------------------------------------------
 
 
