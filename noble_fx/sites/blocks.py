@@ -13,7 +13,7 @@ from noble_fx.errors import Refusal
 from noble_fx.layers.registry import describe
 from noble_fx.sites.adapters import why_adapter
 from noble_fx.sites.heads import is_head_name
-from noble_fx.sites.routers import is_router
+from noble_fx.sites.routers import is_router, is_router_class
 from noble_fx.sites.site import Site
 
 _NUMBERED = re.compile(r"(.*?)_?\d+")
@@ -65,7 +65,10 @@ class Surroundings:
         return is_head_name(outermost.split(".")[-2]) if "." in outermost else False  # a list of heads, one a layer
 
     def _is_router(self, site: Site, owner: str) -> bool:
-        if "router" in (site.role, self.flow_roles.get(site.fqn)):
+        named = site.role == "router" and not is_router_class(
+            type(self.model)
+        )  # a model that routes is no router's part
+        if named or self.flow_roles.get(site.fqn) == "router":
             return True
         return not site.role.startswith("attention") and is_router(self.model, owner, site.out_features)
 

@@ -45,7 +45,8 @@ def _decide(
     if linear_map.obstacle:
         if named and wanted and strict:
             raise ConfigError(f"select names {site.fqn!r}, which cannot carry a branch: {linear_map.obstacle}")
-        return replace(site, reason=linear_map.obstacle.reason)
+        both = [refusal.reason for refusal in (linear_map.against, linear_map.obstacle) if refusal]
+        return replace(site, reason="; and ".join(both))
     if excluded:
         return replace(site, reason=excluded)
     if linear_map.against and (group or not wanted):

@@ -137,8 +137,6 @@ def _parameter_map(
     role = role_in(model, shown, ins, outs)
     site = Site(fqn, role, kind, ins, outs, 0, False, "", 0, weight=fqn, layout=layout, experts=experts)
     against = around.against(site, shown, owner, parameter)
-    if against and hidden:
-        refusal = Refusal(f"{against}; and {hidden}")
     return LinearMap(
         with_role(site, against), None, around.in_block(fqn), against, refusal, why_unsuitable(parameter), eager
     )

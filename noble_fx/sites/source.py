@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 
 _PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "grouped_mm", "_grouped_mm", "tensordot"}
+_FACTORS_AT = {"linear": slice(0, 2), "addmm": slice(1, 3), "baddbmm": slice(1, 3)}  # beside a bias
 _VIEWS = {
     "t", "T", "mT", "transpose", "permute", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand",
     "contiguous", "chunk", "split", "unbind", "float", "half", "bfloat16", "to", "type", "type_as", "detach", "data",
@@ -51,7 +52,8 @@ def _factors(function: ast.AST) -> Iterator[str]:
             yield from _views(node.left, local) | _views(node.right, local)
         elif isinstance(node, ast.Call) and _called(node) in _PRODUCTS:
             receiver = [node.func.value] if isinstance(node.func, ast.Attribute) else []
-            for factor in [*receiver, *node.args, *(keyword.value for keyword in node.keywords)]:
+            factors = node.args[_FACTORS_AT.get(_called(node), slice(None))]
+            for factor in [*receiver, *factors, *(keyword.value for keyword in node.keywords)]:
                 yield from _views(factor, local)
 
 

@@ -81,3 +81,13 @@ def test_a_class_that_calls_itself_a_router_is_one(name, answer):
 def test_a_model_is_no_router_of_its_own():
     model = type("PromptRouter", (nn.Sequential,), {})(nn.Linear(16, 32), nn.Linear(32, 16))
     assert all(site.selected for site in noble_fx.sites(model, rank=4))
+
+
+def test_a_router_that_could_carry_no_branch_is_called_one_all_the_same():
+    class Llama4Router(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).softmax(-1), x
+
+    sites = {site.fqn: site for site in noble_fx.sites(Mixture(router=Llama4Router(16, 32)), rank=4)}
+    assert sites["router"].reason.startswith(f"{ROUTER.reason}; and ")
+    assert "makes a tuple" in sites["router"].reason

@@ -22,12 +22,23 @@ class Everything(Base):
         x = F.gelu(x, self.unknown)
         for (weight, _), other in zip(self.looped, [x @ w for w in self.comprehended], strict=True):
             x = x @ weight + other
-        table = F.embedding(e, self.table)
+        table = F.embedding(e, self.table) + torch.baddbmm(self.bias, x, self.batched)
         return torch.bmm(F.linear(x, up), first[e].transpose(0, 1)) + x.matmul(self.method.t()) + self.norm(table)
 
 
 def test_factors_are_seen_through_views_casts_slices_and_names():
-    expected = {"cast", "right", "letters", "pieces", "local", "method", "inherited", "looped", "comprehended"}
+    expected = {
+        "cast",
+        "right",
+        "letters",
+        "pieces",
+        "local",
+        "method",
+        "inherited",
+        "looped",
+        "comprehended",
+        "batched",
+    }
     assert multiplied(Everything) == expected
 
 
