@@ -1,8 +1,12 @@
-"""Every architecture of the zoo in every capture that applies; `tests/zoo.py` holds the table of expectations."""
+"""Every architecture of the zoo in every capture that applies; `tests/zoo/expected.py` holds what is expected."""
 
 from __future__ import annotations
 
 import copy
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,81 +16,173 @@ from torch.utils import _pytree as pytree
 import noble_fx
 from noble_fx import CaptureError, ConfigError
 from noble_fx.attach.attach import named_branches
-from tests.zoo import ZOO, Entry, transform_entry
+from tests.zoo import BY_NAME, ZOO, Entry, transform_entry
+from tests.zoo.document import PATH, document
+from tests.zoo.entry import left_out_of, roles_of
+from tests.zoo.expected import EXPECTED
 
-CASES = [(entry, capture) for entry in ZOO for capture in entry.expected]
+# Graphs take seconds each, so the suite makes those of different kinds; `make test-long` makes all.
+GRAPHS_IN_SUITE = {
+    "GPT-2", "Mixtral", "Falcon", "BERT", "T5", "Swin", "Mamba", "nn.Transformer", "CNN + MLP", "LSTM classifier",
+    "tied weights", "a block called twice", "bare parameters",
+}  # fmt: skip
+COMPILED_IN_SUITE = {"GPT-2", "Phi-3.5-MoE", "Whisper", "nn.Transformer", "CNN + MLP", "decides on values"}
 
 
 def floats(output: object) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
-def loss(model: nn.Module, inputs: dict) -> Tensor:
-    return sum(t.square().mean() for t in floats(model(**inputs)))
+def run(model: nn.Module, entry: Entry) -> list[Tensor]:
+    with torch.no_grad():
+        return floats(model(**entry.inputs()))
 
 
-@pytest.mark.parametrize(("entry", "capture"), CASES, ids=[f"{e.name}-{c}" for e, c in CASES])
-def test_architecture(entry: Entry, capture: str):
+def loss(model: nn.Module, entry: Entry) -> Tensor:
+    return sum(t.square().mean() for t in floats(model(**entry.inputs())))
+
+
+def same(first: list[Tensor], second: list[Tensor]) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+def built(entry: Entry) -> nn.Module:
     torch.manual_seed(0)
     torch._dynamo.reset()
-    model, inputs = entry.build().eval(), entry.inputs()
-    plain, before = copy.deepcopy(model), floats(model(**inputs))
+    return entry.build().eval()
 
-    made = transform_entry(entry, capture, model)
-    sites = noble_fx.sites(made)
-    assert sum(site.selected for site in sites) == entry.expected[capture], [(s.fqn, s.reason) for s in sites]
-    assert all(site.reason for site in sites)
-    if capture != "modules":
-        assert noble_fx.programs(made)
 
-    branches = named_branches(made)
-    with torch.no_grad():
-        for branch in branches.values():
-            branch.up.zero_()
-    for one, other in zip(before, floats(made(**inputs)), strict=True):  # U = 0 is the original
-        torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-4)
-
+def loud(model: nn.Module) -> nn.Module:
+    """The model with branches that change its result."""
     torch.manual_seed(1)
     with torch.no_grad():
-        for branch in branches.values():
+        for branch in named_branches(model).values():
             branch.up.normal_(std=0.1)
-    expected = loss(made, inputs)
-    expected.backward()
-    silent = [
-        f"{name}.{n}" for name, branch in branches.items() for n, p in branch.named_parameters() if not _has_gradient(p)
-    ]
-    assert not silent
+    return model
 
+
+def without_gradient(model: nn.Module, entry: Entry) -> list[str]:
+    """Parameters of branches that get none, but for the branch that is known to."""
+    loss(model, entry).backward()
+    known = EXPECTED[entry.name].silent
+    return [
+        f"{name}.{n}"
+        for name, branch in named_branches(model).items()
+        if not known or known not in name
+        for n, p in branch.named_parameters()
+        if p.grad is None or not p.grad.abs().sum() > 0
+    ]
+
+
+def check_modules(entry: Entry) -> None:
+    """The user's own object, changed by its branches alone, and given back bit for bit."""
+    model, expected = built(entry), EXPECTED[entry.name]
+    plain, before = copy.deepcopy(model), run(model, entry)
+    if not expected.modules:
+        with pytest.raises(ConfigError, match="capture='export'"):
+            transform_entry(entry, "auto", model)
+        assert not named_branches(model)
+        return
+    assert transform_entry(entry, "auto", model) is model
+    sites = noble_fx.sites(model)
+    assert (roles_of(sites), left_out_of(sites)) == (expected.roles, expected.left_out), [
+        (site.fqn, site.role, site.reason) for site in sites
+    ]
+    changed = run(loud(model), entry)
+    assert not same(changed, before)
+    with noble_fx.disabled(model):
+        assert same(run(model, entry), before)
+    assert without_gradient(model, entry) == []
+    with tempfile.TemporaryDirectory() as folder:
+        noble_fx.save(model, Path(folder) / "model")
+        assert same(run(noble_fx.load(plain, Path(folder) / "model"), entry), changed)
+    assert noble_fx.remove(model) is model
+    assert same(run(model, entry), before)
+    assert not named_branches(model)
+
+
+def check_graphs(entry: Entry, capture: str) -> None:
+    """U = 0 is the original, gradients reach every branch, an untouched checkpoint loads."""
+    model = built(entry)
+    plain, before = copy.deepcopy(model), run(model, entry)
+    made = transform_entry(entry, capture, model)
+    sites = noble_fx.sites(made)
+    assert sum(site.selected for site in sites) == EXPECTED[entry.name].graphs[capture], [
+        (site.fqn, site.reason) for site in sites
+    ]
+    assert all(site.reason for site in sites)
+    assert noble_fx.programs(made)
+    with torch.no_grad():
+        for branch in named_branches(made).values():
+            branch.up.zero_()
+    torch.testing.assert_close(run(made, entry), before, atol=1e-5, rtol=1e-4)
+    assert without_gradient(loud(made), entry) == []
     answer = made.load_state_dict(plain.state_dict(), strict=False)
     assert not answer.unexpected_keys
     assert all(".noble." in f".{key}" for key in answer.missing_keys)
 
+
+def check_compiled(entry: Entry, capture: str = "modules") -> None:
+    """torch.compile gives the same loss."""
+    made = loud(transform_entry(entry, capture, built(entry)))
     # Dynamo alone for the user's own code, ahead-of-time autograd as well for the graphs, which are this project's.
     then = "eager" if capture == "modules" else "aot_eager"
     compiled = torch.compile(made, backend="noble_fx", options={"then": then})
     with torch.no_grad():
-        torch.testing.assert_close(loss(compiled, inputs), expected.detach(), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(loss(compiled, entry), loss(made, entry), atol=1e-5, rtol=1e-4)
 
 
-def _has_gradient(parameter: nn.Parameter) -> bool:
-    return parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+def cases(names: set[str], entries: list[Entry]) -> list:
+    """The entries as cases of a test, those not named marked as long."""
+    return [pytest.param(e, id=e.name, marks=() if e.name in names else pytest.mark.long) for e in entries]
 
 
-@pytest.mark.parametrize("entry", [e for e in ZOO if e.refuses], ids=lambda e: e.name)
+EXPORTED = [entry for entry in ZOO if "export" in EXPECTED[entry.name].graphs]
+TRACED = [entry for entry in ZOO if "fx" in EXPECTED[entry.name].graphs]
+LAYERED = [entry for entry in ZOO if EXPECTED[entry.name].modules]
+CHECKS: list[tuple[str, Callable[[Entry], None], list[Entry]]] = [
+    ("modules", check_modules, ZOO),
+    ("fx", lambda entry: check_graphs(entry, "fx"), TRACED),
+    ("export", lambda entry: check_graphs(entry, "export"), EXPORTED),
+    ("compiled", check_compiled, LAYERED),
+]
+
+
+@pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
+def test_modules(entry: Entry):
+    check_modules(entry)
+
+
+@pytest.mark.parametrize("entry", TRACED, ids=lambda entry: entry.name)
+def test_fx(entry: Entry):
+    check_graphs(entry, "fx")
+    check_compiled(entry, "fx")
+
+
+@pytest.mark.parametrize("entry", cases(GRAPHS_IN_SUITE, EXPORTED))
+def test_export(entry: Entry):
+    check_graphs(entry, "export")
+
+
+@pytest.mark.parametrize("entry", cases(COMPILED_IN_SUITE, LAYERED))
+def test_compiled(entry: Entry):
+    check_compiled(entry)
+
+
+@pytest.mark.parametrize("entry", cases(COMPILED_IN_SUITE, EXPORTED))
+def test_compiled_after_export(entry: Entry):
+    check_compiled(entry, "export")
+
+
+@pytest.mark.parametrize("entry", [e for e in ZOO if EXPECTED[e.name].export_refuses], ids=lambda entry: entry.name)
 def test_what_no_graph_can_hold_is_refused(entry: Entry):
-    with pytest.raises(CaptureError, match=entry.refuses) as error:
-        transform_entry(entry, "export", entry.build())
+    with pytest.raises(CaptureError, match=re.escape(EXPECTED[entry.name].export_refuses)) as error:
+        transform_entry(entry, "export", built(entry))
     assert "capture='modules'" in str(error.value)
 
 
-@pytest.mark.parametrize("entry", ZOO, ids=lambda e: e.name)
-def test_auto_gives_the_very_object_back(entry: Entry):
-    model = entry.build()
-    kind, chosen = type(model), entry.expected.get("modules", 0)
-    if not chosen:
-        with pytest.raises(ConfigError, match="capture='export'"):
-            transform_entry(entry, "auto", model)
-    else:
-        assert transform_entry(entry, "auto", model) is model
-    assert type(model) is kind or isinstance(model, noble_fx.layers.base.Augmented)
-    assert len(named_branches(model)) == chosen
+def test_every_architecture_is_expected_and_documented():
+    assert list(EXPECTED) == list(BY_NAME)
+    assert len(ZOO) == len(BY_NAME) >= 60
+    assert set(BY_NAME) >= GRAPHS_IN_SUITE | COMPILED_IN_SUITE
+    assert PATH.read_text(encoding="utf-8") == document(), "write it with `python -m tests.zoo`"

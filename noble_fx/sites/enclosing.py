@@ -33,9 +33,11 @@ _WORDS = {
     "mixer": "mamba mixer ssm rglru recurrent delta retention hyena lightning lstm",
 }
 _KIND = {word: kind for kind, words in _WORDS.items() for word in words.split()}
-_WITHOUT_SOFTMAX = {"rwkv", "delta", "lightning", "linear", "retention", "mamba"}  # an attention of these is a mixer
+# An attention of these is a mixer, without softmax.
+_WITHOUT_SOFTMAX = {"rwkv", "delta", "lightning", "linear", "retention", "mamba"}
 _FILLERS = {"block", "blocks", "layer", "module", "net", "network", "sparse", "top"}
-_TOWERS = {"bottleneck", "model", "encoder", "decoder", "transformer", "stage", "stack", "lm", "classification"}
+_TOWERS = {"bottleneck", "classifier", "head", "heads", "model", "encoder"}
+_TOWERS |= {"decoder", "transformer", "stage", "stack", "lm", "classification"}
 _LISTS = re.compile(r"h|(\w*_)?(layers?|blocks?|stages?)")
 
 
@@ -48,7 +50,7 @@ def words_of(name: str) -> tuple[str, ...]:
 
 @cache
 def kind_of(name: str) -> str:
-    """What a module of this name or class is: one of the surroundings, "tower" for what has no such role, or ""."""
+    """What a module of this name or class is: one of the surroundings, "tower" for what has no role, or ""."""
     words = [word for word in words_of(name) if not word.isdigit()]
     joined = "_".join(words)
     if _HEADS.search(joined):
