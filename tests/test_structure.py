@@ -23,6 +23,7 @@ ROOMS = [
     {"captures"},
     {"inspect"},
     {"transform"},
+    {"checkpoints"},
     {"training", "checkpoint", "explain", "fold"},
     {"onnx_export"},
     {"__init__"},

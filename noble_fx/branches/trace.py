@@ -10,6 +10,7 @@ caller keeps the eager branch.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from noble_fx.branches.keys import first_line, template, why_not_recorded
+from noble_fx.branches.keys import first_line, runnable, template, why_not_recorded
 from noble_fx.branches.recording import ROWS, elsewhere, record, sampled
 from noble_fx.errors import Refusal
 from noble_fx.tracing_lock import as_part, tracing
@@ -89,7 +90,7 @@ class ActivationFunctions:
 
 def activation_functions(key: str) -> ActivationFunctions:
     """σ of `key` as functions, to be traced."""
-    act = template(key).train()  # a dropout must show itself
+    act = copy.deepcopy(runnable(key)).train()  # a dropout must show itself
     names = _tensor_names(act)
     parameters = len(list(act.parameters()))
 
@@ -178,7 +179,7 @@ def _check_operators(graph_module: fx.GraphModule) -> None:
 
 def eager(key: str, tensors: list[Tensor], h: Tensor) -> Tensor:
     """σ of `key` in ordinary differentiable PyTorch operators, [.., r] -> [.., r], float32 or better inside."""
-    act: nn.Module = template(key)
+    act = runnable(key)
     wide = torch.promote_types(h.dtype, torch.float32)
     names = _tensor_names(act)
     state = {n: t.to(wide) if t.is_floating_point() else t for n, t in zip(names, tensors, strict=True)}
