@@ -5,49 +5,78 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 
+from noble_fx.captures.assumed import Assumed, Check, check_hooks
 from noble_fx.captures.base import HISTORY, Capture, Declined, Examples, Plan
 from noble_fx.captures.graph_pickle import read_graph, set_keys, write_graph
 from noble_fx.captures.in_place import OverUsersClass, enter_class, leave_class
-from noble_fx.captures.tracing import trace
+from noble_fx.captures.tracing import trace, trace_watched
 from noble_fx.config import NobleConfig
 from noble_fx.errors import Refusal
 from noble_fx.layers.registry import projections
+from noble_fx.passes.history import Step
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import LinearMap, find_maps
 from noble_fx.sites.flow import flow_roles
 from noble_fx.sites.site import Site
 
 
+@dataclass(frozen=True)
+class Running:
+    """All that makes a model a `CapturedModel`."""
+
+    graph: fx.Graph
+    assumed: Assumed
+    history: tuple[Any, ...] = ()
+
+
 class CapturedModel(OverUsersClass, fx.GraphModule):
     """A model as one graph over its own module tree, whose parameters are read when the graph runs."""
 
-    def noble_copied(self) -> tuple[fx.Graph, tuple[Any, ...]]:
-        return copy.deepcopy(self.graph), self.meta.get(HISTORY, ())
+    noble_check: Check
+
+    def recompile(self) -> Any:
+        code = super().recompile()
+        kind: Any = type(self)
+        run = kind.forward
+        called = {str(node.target) for node in self.graph.nodes if node.op == "call_module"}
+        self.noble_check.run_past(called)
+
+        @functools.wraps(run)
+        def forward(self: CapturedModel, *args: Any, **kwargs: Any) -> Any:
+            self.noble_check()
+            return run(self, *args, **kwargs)
+
+        kind.forward = forward
+        return code
+
+    def noble_copied(self) -> Running:
+        return Running(copy.deepcopy(self.graph), self.noble_check.as_now(), self.meta.get(HISTORY, ()))
 
     def noble_written(self) -> Any:
-        return write_graph(self.graph), self.meta.get(HISTORY, ())
+        return write_graph(self.graph), self.noble_check.as_now(), self.meta.get(HISTORY, ())
 
     @staticmethod
-    def noble_read(model: nn.Module, written: Any) -> tuple[fx.Graph, tuple[Any, ...]]:
+    def noble_read(model: nn.Module, written: Any) -> Running:
         graph = read_graph(written[0])
         set_keys(graph, model)
-        return graph, written[1]
+        return Running(graph, *written[1:])
 
     @staticmethod
-    def noble_enter(model: Any, held: tuple[fx.Graph, tuple[Any, ...]]) -> None:
-        graph, history = held
+    def noble_enter(model: Any, running: Running) -> None:
+        enter_class(model, CapturedModel)
         attributes = vars(fx.GraphModule(nn.Module(), fx.Graph()))
         vars(model).update({name: attributes[name] for name in graph_attributes()})
-        enter_class(model, CapturedModel)
-        fx.GraphModule.graph.fset(model, graph)  # type: ignore[attr-defined]
-        model.meta[HISTORY] = history
+        vars(model)["noble_check"] = Check(model, running.assumed)
+        fx.GraphModule.graph.fset(model, running.graph)  # type: ignore[attr-defined]
+        model.meta[HISTORY] = running.history
 
     def noble_own(self) -> frozenset[str]:
-        return graph_attributes()
+        return graph_attributes() | {"noble_check"}
 
 
 @functools.cache
@@ -56,9 +85,9 @@ def graph_attributes() -> frozenset[str]:
     return frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph()))) - frozenset(vars(nn.Module()))
 
 
-def run_as_graph(model: nn.Module, graph: fx.Graph) -> Any:
+def run_as_graph(model: nn.Module, graph: fx.Graph, assumed: Assumed = Assumed()) -> Any:  # noqa: B008  # it is frozen
     """Make `model` run `graph`, in place; returns it."""
-    CapturedModel.noble_enter(model, (graph, ()))
+    CapturedModel.noble_enter(model, Running(graph, assumed))
     return model
 
 
@@ -68,15 +97,16 @@ class Fx(Capture):
     def plan(self, model: nn.Module, config: NobleConfig, examples: Examples) -> Plan | Refusal:
         try:
             _check_names(model)
-            graph = trace(model)
+            check_hooks(model)
+            graph, assumed = trace_watched(model)
         except Declined as reason:
             return Refusal(str(reason))
         sites = choose(model, find_maps(model, flow_roles(model, graph)), config)
         hidden = unreachable(graph, model, sites)
-        return hidden or Plan(config, sites, graph)
+        return hidden or Plan(config, sites, (graph, assumed))
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
-        run_as_graph(model, plan.graphs)
+        run_as_graph(model, *plan.graphs)
         self.rewrite(model, "train")
         return model
 
@@ -93,6 +123,11 @@ class Fx(Capture):
 
     def graphs(self, module: Any) -> dict[str, fx.GraphModule]:
         return {"": module}
+
+    def rewrite(self, module: Any, pipeline: str) -> list[Step]:
+        steps = super().rewrite(module, pipeline)
+        module.noble_check.take_branches(module)
+        return steps
 
     def remove(self, module: Any) -> None:
         leave_class(module)

@@ -34,7 +34,7 @@ class OverUsersClass:
 
     @staticmethod
     @abstractmethod
-    def noble_enter(model: Any, held: Any) -> None:
+    def noble_enter(model: Any, captured: Any) -> None:
         """Make `model` run the graphs of `noble_copied`."""
 
     @staticmethod
@@ -89,8 +89,11 @@ def enter_class(model: nn.Module, base: type[OverUsersClass], **members: Any) ->
 
     try:
         model.__class__ = types.new_class(user.__name__, (base, user), {}, fill)
-    except TypeError as error:
-        raise CaptureError(f"{user.__qualname__} cannot be a base of a class that runs graphs: {error}") from error
+    except Exception as error:  # Python's, of a layout or a metaclass, or what the user's `__init_subclass__` raises
+        raise CaptureError(
+            f"{user.__qualname__} cannot be a base of a class that runs graphs: {error}; use capture='modules', which "
+            "leaves the class of the model as it is"
+        ) from error
 
 
 def leave_class(model: OverUsersClass) -> None:
@@ -123,7 +126,7 @@ def _set_state(model: nn.Module, state: Any) -> None:
         vars(model).update(state)
 
 
-def _restore(model: nn.Module, held: tuple[Any, type[OverUsersClass], Any]) -> None:
-    state, base, written = held
+def _restore(model: nn.Module, pickled: tuple[Any, type[OverUsersClass], Any]) -> None:
+    state, base, written = pickled
     _set_state(model, state)
     base.noble_enter(model, base.noble_read(model, written))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import noble_fx
+from noble_fx import CaptureError
 from tests.captures.test_fx import reloaded
 from tests.models import loud
 
@@ -104,3 +105,58 @@ def test_a_sequential_can_be_indexed_sliced_and_iterated(capture):
     torch._dynamo.reset()
     compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), made(x))
+
+
+class Final(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+
+    def __init_subclass__(cls, **settings):
+        raise TypeError("it is final")
+
+    def forward(self, x):
+        return self.a(x)
+
+
+@pytest.mark.parametrize("capture", ["fx", "export"])
+def test_a_class_that_none_can_be_made_of_is_refused_and_left_as_it_was(capture):
+    model, x = Final(), torch.randn(4, 8)
+    expected = model(x)
+    with pytest.raises(CaptureError, match=r"Final cannot be a base .* it is final; use capture='modules'"):
+        noble_fx.transform(model, rank=2, select="all", capture=capture, **examples(capture, x))
+    assert type(model) is Final
+    assert type(model.a) is nn.Linear
+    assert set(vars(model)) == set(vars(Final()))
+    assert torch.equal(model(x), expected)
+    assert noble_fx.transform(model, rank=2, select="all") is model
+
+
+class CopiesItself(Surface):
+    copies = 0
+
+    def __deepcopy__(self, memo):
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        other.copies = self.copies + 1
+        return other
+
+
+def test_a_deepcopy_of_the_users_own_is_what_copies():
+    x = torch.randn(4, 8)
+    made = loud(noble_fx.transform(CopiesItself(), rank=2, select="all", capture="fx")).eval()
+    other = copy.deepcopy(made)
+    assert other.copies == 1
+    assert type(other).__name__ == "CopiesItself"
+    assert torch.equal(other(x), made(x))
+    with torch.no_grad():
+        other.a.noble.up.zero_()
+    assert not torch.equal(other(x), made(x))
+
+
+def test_hooks_that_save_a_state_run():
+    made = noble_fx.transform(Surface(), rank=2, select="all", capture="fx")
+    made.register_state_dict_post_hook(lambda module, state, prefix, metadata: state.update(version=torch.ones(())))
+    for model in (made, copy.deepcopy(made), copy.copy(made)):
+        assert "version" in model.state_dict()

@@ -96,6 +96,53 @@ class ByValue(Base):
         return self.linear(x) if self.gate.item() > 0 else x
 
 
+class Decorated(Base):
+    @torch.no_grad()
+    def stem(self, x):
+        return self.linear(x)
+
+    def forward(self, x):
+        return self.stem(x)
+
+
+class SetsGrad(Base):
+    def forward(self, x):
+        torch.set_grad_enabled(False)
+        x = self.linear(x)
+        torch.set_grad_enabled(True)
+        return x
+
+
+class AsksClass(Base):
+    def forward(self, x):
+        return self.linear(x) if type(x) is torch.Tensor else self.linear(x) * 2
+
+
+class Prints(Base):
+    def forward(self, x):
+        print("forward")
+        return self.linear(x)
+
+
+class Checkpointed(Base):
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.linear, x, use_reentrant=False)
+
+
+OUTSIDE = torch.ones(())
+
+
+class ChangesATensorOfTheUsers(Base):
+    def forward(self, x):
+        OUTSIDE.add_(1)
+        return self.linear(x)
+
+
+class ReadsAValueOfTheUsers(Base):
+    def forward(self, x):
+        return self.linear(x) * OUTSIDE.item()
+
+
 def hooked() -> nn.Module:
     model = tiny()
     model.blocks[0].register_forward_hook(lambda module, args, output: output)
@@ -118,6 +165,13 @@ DECLINED = [
     (Counts, "changes the buffer 'steps' while it is traced"),
     (ByValue, "symbolic tracing fails: RuntimeError: .*meta"),
     (hooked, "blocks.0 has hooks"),
+    (Decorated, "switches gradients, autocast or the dtype"),
+    (SetsGrad, "switches gradients, autocast or the dtype"),
+    (AsksClass, r"test_tracing.py:\d+ asks for the type of a value"),
+    (Prints, r"test_tracing.py:\d+ prints"),
+    (Checkpointed, r"test_tracing.py:\d+ computes activations anew in backward"),
+    (ChangesATensorOfTheUsers, r"changes a tensor outside the graph \(aten.add_"),
+    (ReadsAValueOfTheUsers, "reads the value of a tensor outside the graph"),
 ]
 
 
@@ -133,6 +187,8 @@ def test_declines_with_the_reason_and_changes_nothing(make, reason):
     assert all(module.training for module in model.modules())
     assert not any(isinstance(module, noble_fx.NobleBranch) for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.is_grad_enabled()
+    assert OUTSIDE == 1
     assert noble_fx.transform(model, rank=4) is model  # by default nothing is traced
     assert re.search(reason, noble_fx.explain(model).settings["graph"])
 
