@@ -46,6 +46,16 @@ class ActivationProgram:
         gradients: tuple[Tensor, ...] = self.backward.forward(h, *rest)
         return gradients
 
+    @functools.cached_property
+    def unused(self) -> frozenset[int]:
+        """The numbers of the parameters that σ does not use: what stands for their gradient does not depend on dt."""
+        *nodes, output = self.backward.graph.nodes
+        reached = {[node for node in nodes if node.op == "placeholder"][-1]}
+        for node in nodes:
+            if not reached.isdisjoint(node.all_input_nodes):
+                reached.add(node)
+        return frozenset(at for at, node in enumerate(output.args[0][2:]) if node not in reached)
+
 
 class Untraceable(Exception):
     """Why an activation has no graphs; the message is the reason that `explain` shows."""

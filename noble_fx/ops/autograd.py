@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from noble_fx.branches.trace import activation_program
 from noble_fx.ops.operands import Operands, places
 from noble_fx.torch_versions import below_views, in_forward_ad, in_functorch, without_autocast
 
@@ -63,14 +64,25 @@ class _RecomputedFunction(torch.autograd.Function):
             kept: Sequence[int] = range(len(flat))
             if len(used) < ctx.count:  # the others' parameters get no gradient at all, as if each were alone
                 h, kept = h[used], places(len(flat), ctx.count, used)
-            needs = [ctx.needs_input_grad[3 + place] for place in kept]
             operands = Operands.from_flat([flat[place] for place in kept], len(used), ctx.key)
+            unused = activation_program(ctx.key, h.shape[-1], h.dtype).unused
+            needs = _without(unused, [ctx.needs_input_grad[3 + place] for place in kept], len(used))
             # backward() may be called inside autocast, which would run σ's products in the low precision.
             with without_autocast(h.device.type):
                 of_used = _gradients(ctx.operator, [dy[site] for site in used], h, operands, needs)
             for place, gradient, need in zip(kept, of_used, needs, strict=True):
                 gradients[place] = gradient if need else None
         return None, None, None, *gradients
+
+
+def _without(unused: frozenset[int], needs: list[bool], count: int) -> list[bool]:
+    """The needs of `count` sites but those of parameters that σ does not use: they get no gradient, as in PyTorch."""
+    if not unused:
+        return needs
+    every: Operands[bool] = Operands.from_flat(needs, count)
+    acts = [tuple(need and at not in unused for at, need in enumerate(site.act)) for site in every.sites]
+    sites = tuple(site._replace(act=act) for site, act in zip(every.sites, acts, strict=True))
+    return [bool(need) for need in Operands(every.x, sites).flat()]
 
 
 def _gradients(
