@@ -253,7 +253,7 @@ def _example_input(spec: str, model: nn.Module) -> tuple[str, Tensor]:
     sizes, _, dtype = rest.partition(":")
     try:
         shape = [int(size) for size in sizes.split("x")]
-        kind = _DTYPES[dtype or "float32"]
+        kind = _DTYPES[dtype] if dtype else _dtype_of(model)
     except (ValueError, KeyError):
         dtypes = ", ".join(_DTYPES)
         raise ConfigError(
@@ -266,6 +266,11 @@ def _example_input(spec: str, model: nn.Module) -> tuple[str, Tensor]:
         return name, torch.ones(shape, dtype=kind)
     top = min([m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)], default=2)
     return name, torch.randint(0, max(top, 1), shape, dtype=kind, generator=generator)
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of the first floating-point parameter, which a model mostly takes its inputs in."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def build_model(spec: str, device: str = "meta") -> nn.Module:

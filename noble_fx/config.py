@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +47,28 @@ class NoblePreset:
     decay_frequency: bool = False  # weight decay on ω and φ
 
     def __post_init__(self) -> None:
+        kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
+            "str": ("a text", lambda value: isinstance(value, str)),
+            "bool": ("True or False", lambda value: isinstance(value, bool)),
+            "float": ("a finite number", _is_number),
+            "tuple[float, float]": ("two finite numbers, the smaller one first", _is_range),
+        }
+        for field in dataclasses.fields(self):
+            said, holds = kinds[str(field.type)]
+            if not holds(getattr(self, field.name)):
+                raise ConfigError(f"{field.name}={getattr(self, field.name)!r:.200} of a preset must be {said}")
+        if self.phase_std < 0:
+            raise ConfigError(f"phase_std={self.phase_std!r} of a preset must not be negative")
         if self.mixer_init not in ("xavier_uniform", "normal"):
             raise ConfigError(f"mixer_init={self.mixer_init!r} is unknown; use 'xavier_uniform' or 'normal'")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value)) and value[0] <= value[1]
 
 
 PRESETS = {
@@ -89,23 +110,27 @@ class NobleConfig:
 
     def __post_init__(self) -> None:
         check_rank(self.rank, "rank")
+        if self.rank_pattern is not None and not isinstance(self.rank_pattern, dict):
+            raise ConfigError(f"rank_pattern={self.rank_pattern!r:.200} must be None or a dictionary {{regex: rank}}")
         for pattern, rank in (self.rank_pattern or {}).items():
             check_regex(pattern, "rank_pattern")
             check_rank(rank, f"rank_pattern[{pattern!r}]", budget=False)
         if self.capture not in CAPTURES:
-            raise ConfigError(f"capture={self.capture!r} is unknown; use one of {', '.join(CAPTURES)}")
+            raise ConfigError(f"capture={self.capture!r:.200} is unknown; use one of {', '.join(CAPTURES)}")
         if not isinstance(self.act, str) and not callable(self.act):
-            raise ConfigError(f"act={self.act!r} must be a name or a callable(rank) -> nn.Module")
-        if not isinstance(self.branch, str | type):
-            raise ConfigError(f"branch={self.branch!r} must be a name or a subclass of noble_fx.Branch")
-        if isinstance(self.select, str) and self.select not in GROUPS:
-            check_regex(self.select, "select")
-        if isinstance(self.exclude, str):
-            check_regex(self.exclude, "exclude")
-        if self.fuse not in (True, False, "require"):
-            raise ConfigError(f"fuse={self.fuse!r} must be True, False or 'require'")
+            raise ConfigError(f"act={self.act!r:.200} must be a name or a callable(rank) -> nn.Module")
+        if not isinstance(self.branch, str | type) or self.branch == "":
+            raise ConfigError(f"branch={self.branch!r:.200} must be a name or a subclass of noble_fx.Branch")
+        if not callable(self.select):
+            _check_names(self.select, "select", GROUPS)
+        if self.exclude is not None:
+            _check_names(self.exclude, "exclude", ())
+        if not isinstance(self.init_base, bool):
+            raise ConfigError(f"init_base={self.init_base!r:.200} must be True or False")
+        if not isinstance(self.fuse, bool) and self.fuse != "require":
+            raise ConfigError(f"fuse={self.fuse!r:.200} must be True, False or 'require'")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
-            raise ConfigError(f"seed={self.seed!r} must be None or an integer ≥ 0")
+            raise ConfigError(f"seed={self.seed!r:.200} must be None or an integer ≥ 0")
         self.recipe  # noqa: B018 - refuses an unknown preset here, not at first use
 
     @property
@@ -113,9 +138,9 @@ class NobleConfig:
         """The preset itself, looked up when it was given by name."""
         if isinstance(self.preset, NoblePreset):
             return self.preset
-        if self.preset not in PRESETS:
+        if not isinstance(self.preset, str) or self.preset not in PRESETS:
             known = ", ".join(PRESETS)
-            raise ConfigError(f"preset={self.preset!r} is unknown; use one of {known}, or a NoblePreset(...)")
+            raise ConfigError(f"preset={self.preset!r:.200} is unknown; use one of {known}, or a NoblePreset(...)")
         return PRESETS[self.preset]
 
     def replace(self, **changes: Any) -> NobleConfig:
@@ -146,7 +171,7 @@ class NobleConfig:
         if isinstance(self.preset, NoblePreset):
             out["preset"] = dataclasses.asdict(self.preset)
         for name in ("select", "exclude"):
-            if isinstance(out[name], Sequence) and not isinstance(out[name], str):
+            if out[name] is not None and not isinstance(out[name], str):
                 out[name] = list(out[name])
         return out
 
@@ -167,8 +192,12 @@ class NobleConfig:
         values = dict(values)
         if isinstance(values.get("preset"), dict):
             preset = dict(values["preset"])
-            preset["frequency_range"] = tuple(preset.get("frequency_range", (0.8, 1.2)))
-            values["preset"] = NoblePreset(**preset)
+            if isinstance(preset.get("frequency_range"), list):
+                preset["frequency_range"] = tuple(preset["frequency_range"])
+            try:
+                values["preset"] = NoblePreset(**preset)
+            except TypeError as error:
+                raise ConfigError(f"preset: {str(error).partition(') ')[2] or error}") from None
         return cls().replace(**values)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -198,7 +227,7 @@ def check_rank(rank: Any, name: str, budget: bool = True) -> None:
     elif isinstance(rank, float):
         ok = 0.0 < rank < 1.0
     if not ok:
-        raise ConfigError(f"{name}={rank!r} is not a rank; use {forms}")
+        raise ConfigError(f"{name}={rank!r:.200} is not a rank; use {forms}")
 
 
 def parse_budget(rank: RankSpec) -> float | None:
@@ -207,7 +236,7 @@ def parse_budget(rank: RankSpec) -> float | None:
         return None
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", rank)
     share = float(match.group(1)) / 100 if match else 0.0
-    return share if share > 0 else None
+    return share if 0 < share < math.inf else None
 
 
 def resolve_rank(rank: RankSpec, in_features: int, out_features: int) -> int:
@@ -222,8 +251,18 @@ def check_regex(pattern: str, name: str) -> None:
     """Refuse a pattern that `re` cannot compile, saying where."""
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{name}={pattern!r} is not a regular expression: {error}") from None
+    except (re.error, OverflowError, RecursionError, TypeError) as error:
+        raise ConfigError(f"{name}={pattern!r:.200} is not a regular expression: {error}") from None
+
+
+def _check_names(value: Any, name: str, groups: Collection[str]) -> None:
+    """Refuse what is neither a group, nor a regular expression, nor a list of names."""
+    if isinstance(value, str):
+        if value not in groups:
+            check_regex(value, name)
+    elif not isinstance(value, list | tuple | set | frozenset) or not all(isinstance(each, str) for each in value):
+        listed = f"one of {', '.join(groups)}, " if groups else ""
+        raise ConfigError(f"{name}={value!r:.200} must be {listed}a regular expression or a list of module names")
 
 
 def _importable(fn: Any) -> bool:

@@ -41,6 +41,11 @@ class Refusal:
         return self.reason
 
 
+def printable(text: object) -> str:
+    """`text` on one line that any stream can print: a control character or a lone surrogate shows as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """`; nearest: 'a', 'b'` for the known names closest to `name`, else an empty string."""
     known = list(known)

@@ -7,8 +7,10 @@ all        names without an underscore exist in every release and are used where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +45,7 @@ __all__ = [
     "merge_equal_nodes",
     "qualified_name",
     "tf32_products",
+    "tracers_of_this_thread",
     "without_autocast",
 ]
 
@@ -98,6 +101,47 @@ def autocast_is_on(device: str) -> bool:
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """Inside, autocast is off for a type of device, which may be one that has none."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+class _OnThread:
+    """True on one thread, False on every other."""
+
+    def __init__(self) -> None:
+        self.thread: int | None = threading.get_ident()
+
+    def __bool__(self) -> bool:
+        return threading.get_ident() == self.thread
+
+
+@contextmanager
+def tracers_of_this_thread() -> Iterator[None]:
+    """Inside, what tracers put into classes in place of methods, and their flag, are for the tracing thread alone."""
+    module: Any = fx._symbolic_trace
+    patcher: Any = getattr(module, "_Patcher", None)
+    if not hasattr(patcher, "patch_method"):
+        yield
+        return
+    patch_method, threads = patcher.patch_method, []
+
+    def for_one_thread(self: Any, kind: type, name: str, function: Any, *args: Any, **kwargs: Any) -> None:
+        before, here = getattr(kind, name), _OnThread()
+        threads.append(here)
+
+        @functools.wraps(function)
+        def method(*args: Any, **kwargs: Any) -> Any:
+            return (function if here else before)(*args, **kwargs)
+
+        patch_method(self, kind, name, method, *args, **kwargs)
+        if getattr(module, "_is_fx_tracing_flag", False):  # compiled functions ask it; the tracer sets it back
+            module._is_fx_tracing_flag = here
+
+    patcher.patch_method = for_one_thread
+    try:
+        yield
+    finally:
+        patcher.patch_method = patch_method
+        for here in threads:
+            here.thread = None  # a tracer of the user's on another thread may leave our method in the class: nobody's
 
 
 def merge_equal_nodes(graph: fx.Graph) -> fx.Graph:

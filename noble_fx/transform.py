@@ -9,13 +9,16 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from noble_fx.attach.attach import attach, carriers, detach, named_branches
-from noble_fx.attach.draw import build_branches, draw_base, drawing
+from noble_fx.attach.draw import base_tensors, build_branches, draw_base, drawing
+from noble_fx.attach.restore import Before, restored_on_error, unchanged
+from noble_fx.attach.switched_off import is_off, switched_off, without_branch
 from noble_fx.branches.base import Branch
 from noble_fx.branches.kinds import check_branch
 from noble_fx.captures import dynamo
@@ -64,6 +67,11 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None =
             "or transform a fresh model"
         )
     check_branch(config)  # an unknown kind, an unknown or ill-shaped σ is refused first
+    with unchanged(model):
+        return _asked_plan(model, config, examples)
+
+
+def _asked_plan(model: nn.Module, config: NobleConfig, examples: Examples | None) -> Plan:
     refusals = []
     for name, capture in asked(config.capture):
         if examples and not capture.takes_examples:
@@ -86,7 +94,6 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None =
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Build all branches, then put them in; on whatever is raised, an interrupt included, the model is as it was."""
     dynamo.register()
-    name, capture = next(asked(plan.config.capture))
     branches = {site.fqn: build_branches(model, site, plan.config) for site in plan.selected}
     choice = Choice(plan.sites)
     for site_branches in branches.values():
@@ -94,24 +101,22 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             branch.choice = choice
     if plan.config.fuse == "require":
         _require_kernels(branches)
-    weights: dict[torch.Tensor, torch.Tensor] = {}
-    try:
+    with restored_on_error(model) as before:
+        return _put_in(model, plan, branches, before)
+
+
+def _put_in(model: nn.Module, plan: Plan, branches: dict[str, list[Branch]], before: Before) -> nn.Module:
+    name, capture = next(asked(plan.config.capture))
+    for site in plan.selected:
+        attach(model, site, branches[site.fqn])
+    _keep_from_fast_path(model)
+    result = capture.build(model, plan)
+    if not isinstance(result, nn.Module):
+        raise CaptureError(f"capture {name!r}: {type(capture).__qualname__}.build answered {result!r}, no module")
+    if plan.config.init_base:
         for site in plan.selected:
-            attach(model, site, branches[site.fqn])
-        _keep_from_fast_path(model)
-        result = capture.build(model, plan)
-        if not isinstance(result, nn.Module):
-            raise CaptureError(f"capture {name!r}: {type(capture).__qualname__}.build answered {result!r}, no module")
-        if plan.config.init_base:
-            weights |= {p: p.detach().clone() for p in model.parameters() if not p.is_meta}
-            for site in plan.selected:
-                draw_base(model, site, plan.config)
-    except BaseException:
-        with torch.no_grad():
-            for parameter, value in weights.items():
-                parameter.copy_(value)
-        _take_out(model)
-        raise
+            before.keep(base_tensors(model, site))
+            draw_base(model, site, plan.config)
     return result
 
 
@@ -152,27 +157,36 @@ def _keep_from_fast_path(model: nn.Module) -> None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the branches are off: the base model exactly, its own operators and no others."""
+    """Inside, the branches are off: the base model exactly, its own operators and no others; in every thread."""
     with ExitStack() as stack:
         for branch in named_branches(model).values():
-            stack.callback(setattr, branch, "enabled", branch.enabled)
-            branch.enabled = False
+            stack.enter_context(switched_off(branch, partial(without_branch, branch)))
         for capture, module in captured(model):
-            stack.enter_context(capture.disabled(module))
+            stack.enter_context(switched_off(module, partial(capture.disabled, module)))
         yield model
 
 
 def remove(model: nn.Module) -> nn.Module:
-    """Take all branches out again, in place; base weights are untouched. Raises `ConfigError` if there are none."""
-    if not named_branches(model):
+    """Take all branches out again, in place; base weights are untouched.
+
+    Raises `ConfigError` if there are none, and inside `disabled`, which could not put back what it set aside.
+    """
+    branches = named_branches(model)
+    if not branches:
         raise ConfigError("the model carries no branches, so there is nothing to remove")
-    _take_out(model)
+    if any(map(is_off, branches.values())):
+        raise ConfigError("the model is inside noble_fx.disabled(model); leave that, then remove")
+    with restored_on_error(model):
+        _take_out(model)
     return model
 
 
 def reset_branches(model: nn.Module) -> nn.Module:
     """Draw every branch again as `transform` would, seeds included: what a model needs after meta → `to_empty`."""
-    for fqn, branch in named_branches(model).items():
-        with torch.no_grad(), drawing(branch.config, fqn):
-            branch.redraw()
+    branches = named_branches(model)
+    with restored_on_error(model) as before, torch.no_grad():
+        before.keep(tensor for b in branches.values() for tensor in (*b.parameters(), *b.buffers()))
+        for fqn, branch in branches.items():
+            with drawing(branch.config, fqn):
+                branch.redraw()
     return model

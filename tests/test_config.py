@@ -35,11 +35,52 @@ def test_a_share_is_of_the_smaller_side():
         ({"rank_pattern": {"[": 4}}, "rank_pattern='.' is not a regular expression"),
         ({"rank_pattern": {"q": "4%"}}, r"rank_pattern\['q'\]='4%' is not a rank"),
         ({"seed": -1}, "seed=-1 must be"),
+        ({"seed": 1.5}, "seed=1.5 must be"),
+        ({"preset": ["paper"]}, r"preset=\['paper'\] is unknown"),
+        ({"capture": ["auto"]}, r"capture=\['auto'\] is unknown"),
+        ({"branch": ""}, "branch='' must be a name"),
+        ({"select": 3}, "select=3 must be one of auto, all, attention, ffn, a regular expression or a list"),
+        ({"select": ["a", 3]}, r"select=\['a', 3\] must be one of"),
+        ({"select": {"a": "b"}}, "must be one of"),
+        ({"select": None}, "select=None must be one of"),
+        ({"select": "(" * 5000}, r"select='\(+ is not a regular expression"),
+        ({"select": "a{99999999999999999999}"}, "is not a regular expression"),
+        ({"exclude": b"x"}, "exclude=b'x' must be a regular expression or a list of module names"),
+        ({"rank_pattern": [4]}, r"rank_pattern=\[4\] must be None or a dictionary"),
+        ({"rank_pattern": {3: 4}}, "rank_pattern=3 is not a regular expression"),
+        ({"rank": float("nan")}, "rank=nan is not a rank"),
+        ({"rank": "9" * 400 + "%"}, "is not a rank"),
+        ({"init_base": "yes"}, "init_base='yes' must be True or False"),
+        ({"fuse": 1}, "fuse=1 must be True, False or 'require'"),
+        ({"fuse": ["require"]}, "must be True, False or 'require'"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ConfigError, match=message):
         NobleConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"up_gain": "big"}, "up_gain='big' of a preset must be a finite number"),
+        ({"up_gain": True}, "up_gain=True of a preset must be a finite number"),
+        ({"up_gain": float("inf")}, "up_gain=inf of a preset must be a finite number"),
+        ({"down_bias": 1}, "down_bias=1 of a preset must be True or False"),
+        ({"name": 3}, "name=3 of a preset must be a text"),
+        ({"frequency_range": [1.2, 0.8]}, "frequency_range=.* must be two finite numbers, the smaller one first"),
+        ({"frequency_range": 1.0}, "must be two finite numbers"),
+        ({"phase_std": -1}, "phase_std=-1 of a preset must not be negative"),
+        ({"mixer_init": "zeros"}, "mixer_init='zeros' is unknown"),
+        ({"colour": 1}, "preset: got an unexpected keyword argument 'colour'"),
+    ],
+)
+def test_a_preset_in_a_file_that_cannot_be(change, message):
+    preset = NobleConfig(preset=NoblePreset("mine", True, False, "normal")).to_dict()["preset"]
+    with pytest.raises(ConfigError, match=message):
+        NobleConfig.from_dict({"preset": preset | change})
+    with pytest.raises(ConfigError, match="preset: missing 3 required"):
+        NobleConfig.from_dict({"preset": {"name": "mine"}})
 
 
 def test_an_unknown_setting_names_the_nearest():

@@ -4,7 +4,7 @@ import pytest
 
 import noble_fx
 from noble_fx import NobleError, Refusal
-from noble_fx.errors import nearest
+from noble_fx.errors import nearest, printable
 
 
 @pytest.mark.parametrize("name", ["ConfigError", "CaptureError", "CheckpointError", "ExportError", "KernelError"])
@@ -35,3 +35,9 @@ def test_a_refusal_is_its_reason_and_is_true():
 )
 def test_the_nearest_names(name, known, answer):
     assert nearest(name, known) == answer
+
+
+def test_text_that_can_be_printed():
+    assert printable("layers.0 → σ") == "layers.0 → σ"
+    assert printable("a\nb\x1b[31m\ud800\0") == "a\\nb\\x1b[31m\\ud800\\x00"
+    assert printable(3) == "3"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from noble_fx import ExportError
-from noble_fx.files import as_path, existing_file, staged, write_atomically
+from noble_fx.files import as_path, existing_file, read_json, staged, write_atomically
 
 
 def put(target, text="new", overwrite=False, folder=False):
@@ -73,6 +73,51 @@ def test_an_error_on_the_way_leaves_what_was_there(error, tmp_path):
         assert str(caught.value) == f"writing {target} failed: No space left on device; nothing was left there"
     assert target.read_text() == "old"
     assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_is_replaced_only_without_what_would_be_lost(tmp_path):
+    def stranger(folder):
+        return next((f"the {path.name}" for path in folder.iterdir() if path.name != "part"), "")
+
+    def write(text, between=lambda: None):
+        with staged(tmp_path / "target", ExportError, True, stranger) as work:
+            (work / "target").mkdir()
+            (work / "target" / "part").write_text(text)
+            between()
+
+    write("old")
+    write("new")
+    assert (tmp_path / "target" / "part").read_text() == "new"
+    message = "target is not replaced, for the thesis would be lost; remove it, or choose another path"
+    with pytest.raises(ExportError, match=message):
+        write("newer", lambda: (tmp_path / "target" / "thesis").write_text("mine"))  # while it is written
+    with pytest.raises(ExportError, match=message):
+        write("newer")
+    assert (tmp_path / "target" / "part").read_text() == "new"
+    assert (tmp_path / "target" / "thesis").read_text() == "mine"
+    assert names(tmp_path) == ["target"]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_between_the_renames_leaves_what_was_there(call, tmp_path, monkeypatch):
+    target, calls = tmp_path / "target", []
+    put(target, "old", folder=True)
+    rename = Path.rename
+
+    def interrupted(self, other):
+        calls.append(other)
+        if len(calls) == call == 1:
+            raise KeyboardInterrupt
+        result = rename(self, other)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        put(target, overwrite=True, folder=True)
+    assert (target / "part").read_text() == "old"
+    assert names(tmp_path) == ["target"]
 
 
 @pytest.mark.parametrize("folder", [False, True])
@@ -150,3 +195,58 @@ def test_an_atomic_write_that_fails_leaves_the_old(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("step", range(1, 5))
+@pytest.mark.parametrize("error", [OSError(28, "no space"), KeyboardInterrupt()])
+def test_two_files_are_both_replaced_or_neither(step, error, tmp_path, monkeypatch):
+    """The external data of an ONNX file belongs to it: an old one beside a new file is a broken model."""
+    target, moves = tmp_path / "m.onnx", []
+    for name in ("m.onnx", "m.onnx.data"):
+        (tmp_path / name).write_text("old")
+
+    def failing(source, place):
+        moves.append(place)
+        if len(moves) == step:
+            raise error
+        os.replace(source, place)
+
+    def put_both():
+        with staged(target, ExportError, overwrite=True) as work:
+            for name in ("m.onnx", "m.onnx.data"):
+                (work / name).write_text("new")
+            monkeypatch.setattr(Path, "rename", failing)
+            monkeypatch.setattr(Path, "replace", failing)
+
+    with pytest.raises((ExportError, KeyboardInterrupt)):
+        put_both()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"m.onnx": "old", "m.onnx.data": "old"}
+
+
+def test_json_that_means_one_thing():
+    assert read_json('{"a": [1, -2.5e3, null, "σ"]}') == {"a": [1, -2500.0, None, "σ"]}
+    assert read_json(b"{}") == {}
+    assert read_json(str(2**64)) == 2**64
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("", "Expecting value"),
+        (b"\xff", "can't decode byte 0xff"),
+        ('{"a": 1, "a": 1}', "a stands in it twice"),
+        ('[{"\\n": 1, "\\n": 2}]', r"\\n stands in it twice"),
+        ("[NaN]", "NaN is no number of JSON"),
+        ("-Infinity", "-Infinity is no number of JSON"),
+        ("1e999", "1e999 is too large a number"),
+        ("9" * 5000, "9{20}… is a number of 5000 digits"),
+        ('"\\ud800"', "a text in it is no Unicode"),
+        ("[" * 100000, "it is nested too deeply"),
+        ('{"a":' * 100000, "it is nested too deeply"),
+    ],
+)
+def test_json_that_nobody_should_trust(text, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_json(text)
+    assert str(caught.value).isprintable()

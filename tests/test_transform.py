@@ -237,6 +237,15 @@ def test_a_failure_half_way_puts_everything_back(capture, place, name, error, mo
     assert type(model.blocks[0].fc1) is nn.Linear
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_the_users_containers_stay_the_same_objects_under_export(dry_run):
+    model, shared = tiny(layers=1), {"steps": [1]}
+    model.shared = model.blocks[0].shared = shared
+    noble_fx.transform(model, rank=2, capture="export", example_inputs=(tokens(),), dry_run=dry_run)
+    assert model.shared is shared
+    assert model.blocks[0].shared is shared
+
+
 def test_the_transformer_encoders_fast_path_does_not_pass_the_branches_by():
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2).eval()

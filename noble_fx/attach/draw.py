@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from noble_fx.attach.attach import branch_paths, site_name
 from noble_fx.branches.base import Branch
@@ -32,8 +32,7 @@ def drawing(config: NobleConfig, fqn: str) -> Iterator[None]:
 def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Branch]:
     """The branch of a site, or one per expert."""
     owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
-    weight = model.get_parameter(site.weight) if site.weight else owner.weight
-    assert isinstance(weight, torch.Tensor)
+    weight = base_tensors(model, site)[0]
     kind = branch_class(config)
     branches = []
     for path in branch_paths(site):
@@ -47,17 +46,22 @@ def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Br
     return branches
 
 
-def draw_base(model: nn.Module, site: Site, config: NobleConfig) -> None:
-    """Draw the weight of one site again, N(0, gain / √K), and set its bias to zero; nothing happens on meta."""
+def base_tensors(model: nn.Module, site: Site) -> list[Tensor]:
+    """The weight of one site, and its bias where it has one: what `draw_base` changes."""
     owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
     weight = model.get_parameter(site.weight) if site.weight else owner.weight
-    assert isinstance(weight, torch.Tensor)
+    assert isinstance(weight, Tensor)
+    bias = bias_of(owner)
+    return [weight] if bias is None else [weight, bias]
+
+
+def draw_base(model: nn.Module, site: Site, config: NobleConfig) -> None:
+    """Draw the weight of one site again, N(0, gain / √K), and set its bias to zero; nothing happens on meta."""
+    weight, *biases = base_tensors(model, site)
     if weight.is_meta:
         return
-    name = site.weight or f"{site.fqn}.weight"
-    bias = bias_of(owner)
-    with torch.no_grad(), drawing(config, name):
+    with torch.no_grad(), drawing(config, site.weight or f"{site.fqn}.weight"):
         drawn = torch.randn(weight.shape) * config.recipe.base_gain * site.in_features**-0.5
         weight.copy_(drawn)
-        if bias is not None:
+        for bias in biases:
             bias.zero_()

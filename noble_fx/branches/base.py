@@ -144,7 +144,7 @@ class Branch(nn.Module):
         return f"{self.in_features} -> {self.rank} ({self.label}) -> {self.out_features}{', folded' * self.folded}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "bound": None}  # it is about these very objects
+        return {**vars(self), "bound": None, "enabled": True}  # bound to these objects; off for a while, unlike a copy
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

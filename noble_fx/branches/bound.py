@@ -43,7 +43,7 @@ class FusedForm:
 class Bound:
     """The places of a branch's tensors, and what must still hold for the operator to stand for the branch."""
 
-    __slots__ = ("_attributes", "_down", "_input", "_kind", "_places", "_unchanged", "_up", "_weight")
+    __slots__ = ("_attributes", "_input", "_kind", "_places", "_shapes", "_unchanged", "_weight")
 
     def __init__(self, branch: Any, form: FusedForm):
         modules = dict(branch.named_modules())
@@ -56,9 +56,11 @@ class Bound:
             return module._parameters if name in module._parameters else module._buffers, vars(module), name
 
         n, k, r = branch.out_features, branch.in_features, branch.rank
-        self._input, self._weight, self._down, self._up = (k,), (n, k), (r, k), (n, r)
+        self._input, self._weight = (k,), (n, k)
         self._kind, self._attributes = type(branch), vars(branch)
         self._places = tuple(map(place, (form.down, form.down_bias, form.up, form.up_bias, *form.act)))
+        named = dict([*branch.named_parameters(), *branch.named_buffers()])
+        self._shapes = [(r, k), (r,), (n, r), (n,), *(named[path].shape for path in form.act)]
         self._unchanged: Callable[[], bool] = form.unchanged
 
     def operands(self, branch: Any, x: Tensor, weight: Tensor) -> list[Any] | None:
@@ -78,10 +80,9 @@ class Bound:
         ):
             return None
         tensors: list[Any] = []
-        for place in self._places:
-            tensor = None if place is None else read(*place)
-            if place is not None and type(tensor) not in PLAIN_TENSORS:
+        for place, shape in zip(self._places, self._shapes, strict=True):
+            tensor: Any = None if place is None else read(*place)
+            if place is not None and (type(tensor) not in PLAIN_TENSORS or tensor.shape != shape):
                 return None
             tensors.append(tensor)
-        fit = weight.shape == self._weight and tensors[0].shape == self._down and tensors[2].shape == self._up
-        return tensors if fit and x.shape[-1:] == self._input else None
+        return tensors if weight.shape == self._weight and x.shape[-1:] == self._input else None

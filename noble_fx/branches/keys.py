@@ -10,16 +10,18 @@ recordings are remembered by these; everything else is recorded each time.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 
 from noble_fx.branches.activations import Cosine, Gate, Mixer, ScaleShift, Signed
 from noble_fx.branches.folded import Cos
+from noble_fx.branches.observed import Notes, quiet, watched
 from noble_fx.branches.recording import elsewhere, record, sampled, with_tensors
 from noble_fx.errors import ConfigError, Refusal
 
@@ -44,6 +46,7 @@ class _Known:
     """What stands behind a key: a copy of σ without numbers, and why it cannot be traced where that is known."""
 
     template: nn.Module | None
+    runnable: nn.Module | None  # the same, without hooks
     refusal: Refusal | None
 
 
@@ -51,25 +54,52 @@ _KNOWN: dict[str, _Known] = {}
 _KEYS: dict[Any, str] = {}  # of what is determined by its settings
 
 
+@dataclass(frozen=True)
+class Recognised:
+    """A σ by its key, and what it read and wrote of its modules, by their paths, while it was recorded.
+
+    `after` is the copy that ran, None where σ is of parts that are known to read their settings and write nothing.
+    """
+
+    key: str
+    notes: Mapping[str, Notes]
+    after: nn.Module | None = None
+
+
 def activation_key(act: nn.Module, label: str, rank: int) -> str:
     """The key under which `template` finds this σ of `rank` channels again; equal maths, equal key, in any process."""
+    return recognise(act, label, rank).key
+
+
+def recognise(act: nn.Module, label: str, rank: int) -> Recognised:
+    """The key of this σ of `rank` channels, and what its maths was seen to depend on."""
     settings = _settings(act)
     if settings is None:
-        return _recorded_key(act, label, rank)
+        return _recorded(act, label, rank)
     question = (label, rank, settings)
     if question not in _KEYS:
-        _KEYS[question] = _recorded_key(act, label, rank)
-    return _KEYS[question]
+        _KEYS[question] = _recorded(act, label, rank).key
+    notes = {path: Notes({"forward", *_SETTINGS[type(part)]}) for path, part in act.named_modules()}
+    return Recognised(_KEYS[question], notes)
 
 
 def template(key: str) -> nn.Module:
     """The activation of this key, on the meta device; its tensors are only names and shapes."""
-    known = _KNOWN.get(key)
-    if known is None or known.template is None:
+    return _of(key, "template")
+
+
+def runnable(key: str) -> nn.Module:
+    """The template, to be run with other tensors in the place of its own: no hook sees it."""
+    return _of(key, "runnable")
+
+
+def _of(key: str, what: str) -> nn.Module:
+    act = getattr(_KNOWN.get(key), what, None)
+    if act is None:
         raise ConfigError(
             f"activation {key!r} is not known in this process; build or load the model that uses it with noble_fx first"
         )
-    return known.template
+    return act
 
 
 def why_not_recorded(key: str) -> Refusal | None:
@@ -78,16 +108,18 @@ def why_not_recorded(key: str) -> Refusal | None:
     return None if known is None else known.refusal
 
 
-def _recorded_key(act: nn.Module, label: str, rank: int) -> str:
-    text, refusal = elsewhere(lambda: _recording(act, rank))
+def _recorded(act: nn.Module, label: str, rank: int) -> Recognised:
+    notes: dict[str, Notes] = {}
+    text, after, refusal = elsewhere(lambda: _recording(act, rank, notes))
     key = f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if key not in _KNOWN:
-        _KNOWN[key] = _Known(_template(act), refusal)
-    return key
+        blank = _on_meta(act)
+        _KNOWN[key] = _Known(blank, None if blank is None else quiet(copy.deepcopy(blank)), refusal)
+    return Recognised(key, notes, after)
 
 
-def _recording(act: nn.Module, rank: int) -> tuple[str, Refusal | None]:
-    """The text that a key is the hash of, and why it does not say what σ computes."""
+def _recording(act: nn.Module, rank: int, notes: dict[str, Notes]) -> tuple[str, nn.Module | None, Refusal | None]:
+    """The text that a key is the hash of, the copy that was run, and why the text does not say what σ computes."""
     tensors = [*act.named_parameters(), *act.named_buffers()]
     # A dtype that `.to` changes is none of σ's: a model in bfloat16 has the keys that it had in float32.
     kinds = ["float" if tensor.is_floating_point() else str(tensor.dtype) for _, tensor in tensors]
@@ -95,16 +127,21 @@ def _recording(act: nn.Module, rank: int) -> tuple[str, Refusal | None]:
     texts = [f"{rank} {len(list(act.parameters()))} {shapes}"]
     try:
         own = sampled(act, torch.float32)
+
+        def run(dtype: torch.dtype, backward: bool) -> None:
+            with watched(own, notes):
+                texts.append(record(own, rank, dtype, backward))
+
         own.train()
-        texts.append(record(own, rank, torch.float32))
+        run(torch.float32, True)
         own.eval()
-        texts.append(record(own, rank, torch.float32, backward=False))
+        run(torch.float32, False)
         own.double()
-        texts.append(record(own, rank, torch.float64, backward=False))  # a cast to float32 shows only here
+        run(torch.float64, False)  # a cast to float32 shows only here
     except Exception as error:
         reason = f"{type(error).__name__} while tracing: {first_line(error)}"
-        return "\n".join([*texts, type(error).__qualname__]), Refusal(reason)
-    return "\n".join(texts), None
+        return "\n".join([*texts, type(error).__qualname__]), None, Refusal(reason)
+    return "\n".join(texts), own, None
 
 
 def first_line(error: Exception) -> str:
@@ -112,7 +149,7 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _template(act: nn.Module) -> nn.Module | None:
+def _on_meta(act: nn.Module) -> nn.Module | None:
     try:
         return with_tensors(act, lambda tensor: torch.empty_like(tensor, device="meta"))
     except Exception:  # what cannot be copied was not recorded either
@@ -121,8 +158,6 @@ def _template(act: nn.Module) -> nn.Module | None:
 
 def _settings(act: nn.Module) -> Any:
     """All that determines what σ computes, the same for equal ones; None where some part of it is not known to."""
-    if torch_module._has_any_global_hook():
-        return None
     tensors = [*act.named_parameters(), *act.named_buffers()]
     # A module or a tensor that stands at several places has one path, its first: places that share one say the same.
     paths = {id(part): path for path, part in act.named_modules()} | {id(tensor): name for name, tensor in tensors}

@@ -19,6 +19,7 @@ from noble_fx.branches import activations, keys
 from noble_fx.branches.base import Branch, FusedForm, Rate
 from noble_fx.branches.folded import fold_constants
 from noble_fx.branches.trace import why_untraceable
+from noble_fx.branches.witness import witness
 from noble_fx.config import NobleConfig
 from noble_fx.errors import Refusal
 
@@ -96,9 +97,12 @@ class NobleBranch(Branch):
 
     def fused_form(self) -> FusedForm | Refusal:
         """D, d, U and σ's tensors; a σ that cannot be traced faithfully has none."""
-        key = keys.activation_key(self.act, self.label, self.rank)
-        if refusal := why_untraceable(key, self.rank):
+        recognised = keys.recognise(self.act, self.label, self.rank)
+        if refusal := why_untraceable(recognised.key, self.rank):
             return refusal
+        unchanged = witness(self, "act", recognised)
+        if isinstance(unchanged, Refusal):
+            return unchanged
         names = [name for name, _ in [*self.act.named_parameters(), *self.act.named_buffers()]]
         return FusedForm(
             down="down",
@@ -106,7 +110,8 @@ class NobleBranch(Branch):
             up="up",
             up_bias="up_bias" if self.up_bias is not None else None,
             act=tuple(f"act.{name}" for name in names),
-            key=key,
+            key=recognised.key,
+            unchanged=unchanged,
         )
 
     def with_bias(self, bias: Tensor | None) -> Tensor | None:

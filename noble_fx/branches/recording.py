@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from noble_fx.branches.observed import quiet
 from noble_fx.torch_versions import TorchDispatchMode
 
 ROWS = 6
@@ -47,7 +48,7 @@ def with_tensors(act: nn.Module, other: Callable[[Tensor], Tensor]) -> nn.Module
 
 
 def sampled(act: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy of σ on the CPU, with numbers of no meaning: floating-point ones of this dtype, others 1."""
+    """A quiet copy of σ on the CPU, with numbers of no meaning: floating-point ones of this dtype, others 1."""
     generator = torch.Generator().manual_seed(0)
 
     def sample(tensor: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def sampled(act: nn.Module, dtype: torch.dtype) -> nn.Module:
             return torch.rand(tensor.shape, generator=generator, dtype=dtype) + 0.5
         return torch.ones(tensor.shape, dtype=tensor.dtype)
 
-    return with_tensors(act, sample)
+    return quiet(with_tensors(act, sample))
 
 
 def record(act: nn.Module, rank: int, dtype: torch.dtype, backward: bool = True) -> str:

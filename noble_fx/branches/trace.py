@@ -10,6 +10,7 @@ caller keeps the eager branch.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,10 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from noble_fx.branches.keys import first_line, template, why_not_recorded
+from noble_fx.branches.keys import first_line, runnable, template, why_not_recorded
 from noble_fx.branches.recording import ROWS, elsewhere, record, sampled
 from noble_fx.errors import Refusal
+from noble_fx.tracing_lock import as_part, tracing
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _program(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram | Ref
     if refusal := why_not_recorded(key):
         return refusal
     try:
-        return elsewhere(lambda: _trace(key, rank, dtype))
+        return elsewhere(as_part(lambda: _trace(key, rank, dtype)))
     except Untraceable as reason:
         return Refusal(str(reason))
 
@@ -98,7 +100,7 @@ class ActivationFunctions:
 
 def activation_functions(key: str) -> ActivationFunctions:
     """σ of `key` as functions, to be traced."""
-    act = template(key).train()  # a dropout must show itself
+    act = copy.deepcopy(runnable(key)).train()  # a dropout must show itself
     names = _tensor_names(act)
     parameters = len(list(act.parameters()))
 
@@ -116,6 +118,7 @@ def activation_functions(key: str) -> ActivationFunctions:
     return ActivationFunctions(forward, backward, (*act.parameters(), *act.buffers()), tuple(names), parameters)
 
 
+@tracing()
 def _trace(key: str, rank: int, dtype: torch.dtype) -> ActivationProgram:
     act, own = activation_functions(key), sampled(template(key), dtype)
     tensors = [*own.parameters(), *own.buffers()]
@@ -186,7 +189,7 @@ def _check_operators(graph_module: fx.GraphModule) -> None:
 
 def eager(key: str, tensors: list[Tensor], h: Tensor) -> Tensor:
     """σ of `key` in ordinary differentiable PyTorch operators, [.., r] -> [.., r], float32 or better inside."""
-    act: nn.Module = template(key)
+    act = runnable(key)
     wide = torch.promote_types(h.dtype, torch.float32)
     names = _tensor_names(act)
     state = {n: t.to(wide) if t.is_floating_point() else t for n, t in zip(names, tensors, strict=True)}

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from noble_fx.attach.switched_off import is_off
 from noble_fx.errors import CaptureError
 
 
@@ -101,6 +102,11 @@ def leave_class(model: OverUsersClass) -> None:
 
 def _twin(model: OverUsersClass) -> Any:
     """The model as an object of the user's class with the same attributes, to be copied or pickled as such."""
+    if is_off(model):  # type: ignore[arg-type]
+        raise CaptureError(
+            "inside noble_fx.disabled(model) a captured model runs graphs without branches, and a copy would for good; "
+            "copy it outside"
+        )
     twin = object.__new__(model.noble_class)
     twin.__dict__.update({name: value for name, value in vars(model).items() if name not in model.noble_own()})
     return twin

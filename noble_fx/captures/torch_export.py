@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -20,6 +22,7 @@ from noble_fx.captures.forward_signature import arguments_named
 from noble_fx.errors import NobleError
 from noble_fx.exporting import own_export
 from noble_fx.torch_versions import ABOUT_SHAPES
+from noble_fx.tracing_lock import tracing
 
 _LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.fx.experimental.symbolic_shapes", "torch.export")
 
@@ -28,7 +31,7 @@ def export_program(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
     """`model` in the mode that it is in as one program, without a word of torch's own."""
-    with quiet(), own_export(), arguments_named(model, kwargs):
+    with tracing(), quiet(), own_export(), arguments_named(model, kwargs):
         return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
 
 
@@ -41,18 +44,34 @@ def user_inputs(program: ExportedProgram) -> list[Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters print progress and half-made graphs and warn about their own internals; errors say what matters."""
+    """Exporters print progress and half-made graphs and warn about their own internals; errors say what matters.
+
+    What other threads print meanwhile is printed.
+    """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(_Muted(sys.stdout)), redirect_stderr(_Muted(sys.stderr)):
             warnings.simplefilter("ignore")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+class _Muted(io.TextIOBase):
+    """A stream that drops what this thread writes to it, and passes on what others do."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self.thread else self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------

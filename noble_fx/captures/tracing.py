@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from noble_fx.captures.base import Declined
 from noble_fx.captures.meta_copy import meta_copy
+from noble_fx.tracing_lock import tracing
 
 _NOT_THE_MODELS = (os.path.dirname(torch.__file__), "<frozen", "<eval_with_key>", __file__)
 _STDLIB = os.path.dirname(os.__file__)
@@ -88,7 +89,8 @@ def _trace_once(model: nn.Module) -> fx.Graph:
     versions = {name: buffer._version for name, buffer in model.named_buffers()}
     with _watch(decisions):
         try:
-            graph = fx.Tracer().trace(model)
+            with tracing():
+                graph = fx.Tracer().trace(model)
         except Exception as error:
             raise Declined(f"symbolic tracing fails: {type(error).__name__}: {str(error).splitlines()[0]}") from None
     if decisions:

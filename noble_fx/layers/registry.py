@@ -19,8 +19,8 @@ from noble_fx.layers import attention, conv1d, convolution, linear, opaque
 from noble_fx.layers.base import Augmented, LayerRow, class_with_branch, plain_class
 from noble_fx.layers.conv1d import Transposed
 from noble_fx.layers.probe import why_no_map
+from noble_fx.layers.weights import why_unsuitable
 
-_TRAINED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _MIXINS = {"[N, K]": Augmented, "[K, N]": Transposed}
 _ROWS: dict[type | str, LayerRow] = {
     row.cls: row for file in (linear, conv1d, convolution, attention, opaque) for row in file.ROWS
@@ -185,16 +185,8 @@ def _class_of(row: LayerRow, plain: type) -> Any:
 
 
 def unsuitable_weight(layer: nn.Module) -> Refusal | None:
-    """Why a branch beside this weight would be a mistake (quantized, integer), or None."""
+    """Why a branch beside this layer's weight would be a mistake (quantized, integer, an unknown class), or None."""
     weight: Any = getattr(layer, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        return Refusal("quantized: its weight is packed") if callable(weight) else None
-    if weight.is_quantized:
-        return Refusal(f"quantized ({weight.dtype})")
-    if not weight.is_floating_point():
-        return Refusal(f"of dtype {weight.dtype}, not floating point")
-    if weight.dtype not in _TRAINED:
-        return Refusal(f"stored in {weight.dtype}, in which no branch could be trained")
-    if type(weight.data) is not torch.Tensor and "quant" in type(weight.data).__name__.lower():
-        return Refusal(f"quantized ({type(weight.data).__name__})")
-    return None
+    if isinstance(weight, torch.Tensor):
+        return why_unsuitable(weight)
+    return Refusal("quantized: its weight is packed") if callable(weight) else None

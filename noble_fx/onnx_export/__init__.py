@@ -1,5 +1,5 @@
 """From a model to an ONNX file that was checked, and back to a function of tensors.
 
-export.py is the verb and calls the others in this order: request, prepare, program (operators), functions, model_file
-(names, account), verify (cases, reference), report. session.py runs a file (open_session, runs).
+export.py is the verb and calls the others in this order: request, untouched, prepare, program (operators), functions,
+model_file (names, account), verify (cases, tolerance, reference), report. session.py runs a file (open_session, runs).
 """

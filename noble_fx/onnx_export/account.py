@@ -19,7 +19,7 @@ from noble_fx.passes.inference.remove_dead import remove_dead
 from noble_fx.sites.from_file import FORMAT
 
 
-def describe(model: nn.Module, steps: Sequence[Step], form: str, dtype: torch.dtype) -> str:
+def describe(model: nn.Module, steps: Sequence[Step], form: str, dtypes: Sequence[torch.dtype]) -> str:
     """Config, sites, settings, counts and versions; `form`: what a site is in the file."""
     explanation = explain(model)
     return json.dumps(
@@ -27,7 +27,7 @@ def describe(model: nn.Module, steps: Sequence[Step], form: str, dtype: torch.dt
             "format": FORMAT,
             "model": explanation.model,
             "config": _config(model),
-            "settings": {**explanation.settings, "form": form, "dtype": str(dtype).removeprefix("torch.")},
+            "settings": {**explanation.settings, "form": form, "dtype": ", ".join(map(_name, dtypes))},
             "sites": [site.to_dict() for site in explanation.sites],
             "base_params": explanation.base_params,
             "branch_params": explanation.branch_params,
@@ -35,6 +35,10 @@ def describe(model: nn.Module, steps: Sequence[Step], form: str, dtype: torch.dt
             "versions": {name: _version(name) for name in ("noble-fx", "torch", "onnx", "onnxscript")},
         }
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def rewrites(steps: Sequence[Step]) -> dict[str, int]:

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from noble_fx.captures.base import modes_restored
 from noble_fx.captures.torch_export import quiet, without_cache
 from noble_fx.errors import ExportError
 from noble_fx.files import staged
@@ -26,22 +25,25 @@ from noble_fx.onnx_export import model_file
 from noble_fx.onnx_export.account import describe
 from noble_fx.onnx_export.names import name_ends, name_sizes
 from noble_fx.onnx_export.operators import translations
-from noble_fx.onnx_export.prepare import example_inputs, folded_copy, frozen_copy
-from noble_fx.onnx_export.program import cannot_export, capture, lower, rewrite, size_names
-from noble_fx.onnx_export.report import ExportReport, report_of
+from noble_fx.onnx_export.prepare import example_inputs, folded_copy, given_inputs
+from noble_fx.onnx_export.program import cannot_export, capture, lower, named_arguments, rewrite, size_names
+from noble_fx.onnx_export.report import ExportReport, notes, report_of
 from noble_fx.onnx_export.request import (
     PIPELINES,
     check_request,
     checked_dtype,
     checked_path,
     default_opset,
-    dtype_of,
+    dtypes_of,
     need_onnx,
 )
+from noble_fx.onnx_export.tolerance import dtypes_in, tolerances
+from noble_fx.onnx_export.untouched import random_states_kept
 from noble_fx.onnx_export.verify import Verification
 from noble_fx.onnx_export.verify import verify as compare
 from noble_fx.passes.history import Step
 from noble_fx.sites.from_file import METADATA
+from noble_fx.tracing_lock import tracing
 
 __all__ = ["ExportReport", "export_onnx"]
 
@@ -65,21 +67,25 @@ def export_onnx(
 ) -> ExportReport:
     """Write `model` in eval mode to `path`; batch and sequence sizes stay dynamic unless `dynamic_shapes` says else.
 
-    `args` and `kwargs` are example inputs. `fold` folds the constants of σ. `join="up"` makes W and U one matrix, so
-    that y is written once; "down" makes W and D one, so that x is read once; False keeps all apart, as does a matrix
-    that another product reads. `functions` keeps each site one node with its maths in a function of the file (not
-    joined: a box has the operands of the formula). The file is run and compared with PyTorch at several sizes;
-    `verify="warn"` keeps a file that is too far off, with a warning, and `verify=False` does not look.
-    `progress` is called with the name of each stage. `model` itself is never changed.
+    `args` and `kwargs` are example inputs. Dtypes are those of the model and of these inputs; `dtype` asks for all
+    that is floating-point, inputs too, in another one. `fold` folds the constants of σ. `join="up"` makes W and U one
+    matrix, so that y is written once; "down" makes W and D one, so that x is read once; False keeps all apart, as does
+    a matrix that another product reads. `functions` keeps each site one node with its maths in a function of the file
+    (not joined: a box has the operands of the formula). The file is run and compared with `model` as it is, at several
+    sizes; `verify="warn"` keeps a file that is too far off, with a warning, and `verify=False` does not look.
+    `progress` is called with the name of each stage. `model` itself is never changed. Exports in several threads wait
+    for one another.
     Raises `ExportError` when the model cannot be exported, a result is too far off, or `path` exists or cannot be
     written; nothing is left at `path` then.
     """
     need_onnx()
     check_request(model, verify, join, opset)
-    target, dtype = checked_path(path), checked_dtype(dtype or dtype_of(model))
-    args, kwargs = example_inputs(args, {} if kwargs is None else kwargs, dtype)
-    kwargs = without_cache(model, kwargs, ExportError)
-    with staged(target, ExportError, overwrite) as work, torch.no_grad():
+    target, dtype = checked_path(path), checked_dtype(dtype)
+    args, kwargs = given_inputs(args, {} if kwargs is None else kwargs)
+    arguments = named_arguments(model, args, kwargs)
+    given = args, without_cache(model, kwargs, ExportError)
+    args, kwargs = example_inputs(given, dtype)
+    with tracing(), staged(target, ExportError, overwrite) as work, random_states_kept(model), torch.no_grad():
         progress("fold")
         copied, steps = folded_copy(model, dtype, fold)
         progress("capture")
@@ -88,11 +94,11 @@ def export_onnx(
         program, rewritten, kinds = _rewritten(captured, join, functions)
         steps += rewritten
         progress("translate")
-        onnx_model = _translated(program, opset or default_opset(dtype), kinds)
+        onnx_model = _translated(program, opset or default_opset(dtypes_in(program)), kinds)
         name_ends(onnx_model, captured)
         name_sizes(onnx_model, program, size_names(model, args, kwargs, dynamic_shapes))
         form = "one noble_fx::Linear node a site" if functions else "products of rows (Gemm) a site"
-        onnx_model.metadata_props[METADATA] = describe(model, steps, form, dtype)
+        onnx_model.metadata_props[METADATA] = describe(model, steps, form, dtypes_of(copied))
         progress("write")
         file = work / target.name
         model_file.write(onnx_model, file)
@@ -100,12 +106,11 @@ def export_onnx(
         verification = None
         if verify:
             progress("verify")
-            with modes_restored(model):
-                truth = model.eval() if dtype == dtype_of(model) else frozen_copy(model, dtype)
-                verification = compare(truth, file, args, kwargs, captured, dtype, ranged=dynamic_shapes is not None)
-            _judge(verification, target, verify)
+            ranged, shared = dynamic_shapes is not None, not program.graph_signature.parameters_to_mutate
+            verification = compare(model, file, given, captured, tolerances(program), dtype, ranged, shared)
+            _judge(verification, target, verify, dtype)
         size = sum(part.stat().st_size for part in work.iterdir())
-    return report_of(onnx_model, target, size, verification, dtype, steps)
+    return report_of(onnx_model, target, size, verification, steps, notes(program, arguments))
 
 
 def _rewritten(program: ExportedProgram, join: str | bool, functions: bool) -> tuple[Any, list[Step], list[Any]]:
@@ -137,10 +142,12 @@ def _translated(program: ExportedProgram, opset: int | None, kinds: list[Any]) -
     return onnx_model
 
 
-def _judge(verification: Verification, path: Path, verify: bool | str) -> None:
+def _judge(verification: Verification, path: Path, verify: bool | str, dtype: torch.dtype | None) -> None:
     if verification.error <= verification.tolerance:
         return
-    text = f"{verification.by} differs from PyTorch by {verification.error:.2e} (allowed: {verification.tolerance:g})"
+    asked = "" if dtype is None else f" in {str(dtype).removeprefix('torch.')}"
+    allowed = f"(allowed: {verification.tolerance:g}){asked}"
+    text = f"{verification.by} differs from PyTorch by {verification.error:.2e} {allowed}"
     if verify != "warn":
         raise ExportError(f"{text}; {path} was not written")
     warnings.warn(f"{text}; {path} was written all the same", stacklevel=3)

@@ -42,12 +42,11 @@ def capture(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> Ex
 
     Raises `ExportError` with the first cause, and for a model that returns anything but tensors.
     """
-    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
-        raise ExportError("export_onnx needs example inputs; pass args=(x, …) or kwargs={'input_ids': …}")
+    _need_tensors(args, kwargs)
     automatic = dynamic_shapes is None
     if automatic:
         args, kwargs = at_least_two((args, kwargs))
-        dynamic_shapes = automatic_shapes(_by_argument(model, args, kwargs))
+        dynamic_shapes = automatic_shapes(named_arguments(model, args, kwargs))
     else:
         _check_axes(model, args, kwargs, dynamic_shapes)
     try:
@@ -78,7 +77,7 @@ def size_names(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) ->
 
 def _given_axes(model: nn.Module, args: Any, kwargs: Any, dynamic_shapes: Any) -> Iterator[tuple[str, Tensor, Any]]:
     """Each argument that is a tensor, with its axes in `dynamic_shapes`."""
-    named = _by_argument(model, args, kwargs)
+    named = named_arguments(model, args, kwargs)
     by_name = isinstance(dynamic_shapes, dict)
     shapes = dynamic_shapes if by_name else dict(zip(named, dynamic_shapes or (), strict=False))
     for name, axes in shapes.items():
@@ -104,7 +103,9 @@ def _check_outputs(program: ExportedProgram) -> None:
         )
 
 
-def _by_argument(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+def named_arguments(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Each argument of a call by its name; raises `ExportError` for one that `forward` does not take."""
+    _need_tensors(args, kwargs)
     try:
         return bound_arguments(model, args, kwargs)
     except TypeError as error:
@@ -112,6 +113,11 @@ def _by_argument(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
         raise ExportError(
             f"the example inputs do not fit forward{signature}: {error}; correct args or kwargs"
         ) from None
+
+
+def _need_tensors(args: Any, kwargs: Any) -> None:
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise ExportError("export_onnx needs example inputs; pass args=(x, …) or kwargs={'input_ids': …}")
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------

@@ -55,8 +55,10 @@ def _array(tensor: Tensor) -> Any:
 
 
 def _tensor(array: Any) -> Tensor:
-    """The array as a tensor, bfloat16 (which torch does not take from NumPy) in float32."""
+    """The array as a tensor; torch takes bfloat16 from NumPy as its bits alone."""
     import ml_dtypes
     import numpy
 
-    return torch.from_numpy(array.astype(numpy.float32) if array.dtype == ml_dtypes.bfloat16 else array)
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(numpy.int16)).view(torch.bfloat16)
+    return torch.from_numpy(numpy.asarray(array))

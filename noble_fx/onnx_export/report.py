@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from noble_fx.onnx_export.account import rewrites
-from noble_fx.onnx_export.verify import TOLERANCE, Verification
+from noble_fx.onnx_export.verify import Verification
 from noble_fx.passes.history import Step
 from noble_fx.passes.inference.fold_branch import fold_branch
 from noble_fx.passes.inference.join_down import join_down
@@ -36,11 +38,12 @@ class ExportReport:
     inputs: dict[str, str]  # name -> dtype and shape, dynamic sizes by name
     outputs: dict[str, str]
     largest_error: float | None  # None when it was not verified
-    tolerance: float
+    tolerance: float | None
     checked: tuple[str, ...]  # shapes that were compared
     verified_by: str = "ONNX Runtime"  # what ran the file, and why another than ONNX Runtime did
     passes: dict[str, int] = field(default_factory=dict)  # rewrites by pass
     kept: dict[str, int] = field(default_factory=dict)  # "pass: why not" -> how many sites
+    notes: tuple[str, ...] = ()  # where a file is less than the model: what it does not keep, what is fixed in it
 
     def __str__(self) -> str:
         text = io.StringIO()
@@ -61,6 +64,7 @@ class ExportReport:
                 if self.kept
                 else {}
             ),
+            **({"note": "; ".join(self.notes)} if self.notes else {}),
             "largest error": self._error(),
             "compared at": "; ".join(self.checked) or "–",
             "compared by": self.verified_by if self.checked else "–",
@@ -70,7 +74,7 @@ class ExportReport:
         return table
 
     def _error(self) -> str:
-        if self.largest_error is None:
+        if self.largest_error is None or self.tolerance is None:
             return "not verified"
         within = self.largest_error <= self.tolerance
         return f"{self.largest_error:.2e} ({'≤' if within else 'NOT ≤'} {self.tolerance:.3g})"
@@ -81,8 +85,8 @@ def report_of(
     path: Path,
     size: int,
     verification: Verification | None,
-    dtype: torch.dtype,
     steps: Sequence[Step],
+    notes: tuple[str, ...] = (),
 ) -> ExportReport:
     """The report of an onnx_ir model that lies at `path`, `size` bytes; `verification` is None where nobody looked."""
     nodes = [*onnx_model.graph, *(node for function in onnx_model.functions.values() for node in function)]
@@ -95,9 +99,22 @@ def report_of(
         inputs={value.name: f"{value.dtype} {value.shape}" for value in onnx_model.graph.inputs},
         outputs={value.name: f"{value.dtype} {value.shape}" for value in onnx_model.graph.outputs},
         largest_error=verification.error if verification else None,
-        tolerance=verification.tolerance if verification else TOLERANCE[dtype],
+        tolerance=verification.tolerance if verification else None,
         checked=verification.checked if verification else (),
         verified_by=verification.by if verification else "",
         passes=rewrites(steps),
         kept=dict(refused),
+        notes=notes,
     )
+
+
+def notes(program: ExportedProgram, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the model does and a file does not: change tensors of its own, take other values than tensors."""
+    signature = program.graph_signature
+    changed = sorted({*signature.buffers_to_mutate.values(), *signature.parameters_to_mutate.values()})
+    found = [f"every call of the model changes {name!r}, and every run of the file starts from it" for name in changed]
+    for name, value in arguments.items():
+        for path, leaf in pytree.tree_leaves_with_path(value):
+            if leaf is not None and not isinstance(leaf, Tensor):
+                found.append(f"{name}{pytree.keystr(path)} is fixed: {leaf!r:.60}")
+    return tuple(found)

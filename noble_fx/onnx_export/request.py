@@ -12,7 +12,7 @@ from torch import nn
 from noble_fx.captures.base import check_model
 from noble_fx.errors import CaptureError, ExportError
 from noble_fx.files import as_path
-from noble_fx.onnx_export.verify import TOLERANCE
+from noble_fx.onnx_export.tolerance import TOLERANCE
 
 PIPELINES = {"up": "export", "down": "export_down", False: "export_apart"}  # by `join`
 _OLDEST_OPSET = 18
@@ -57,19 +57,19 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def checked_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the file's floating-point weights; raises `ExportError` for one that cannot be verified."""
-    if dtype not in TOLERANCE:
+def checked_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype that is asked for; raises `ExportError` for one that cannot be verified."""
+    if dtype is not None and dtype not in TOLERANCE:
         names = ", ".join(str(d).removeprefix("torch.") for d in TOLERANCE)
         raise ExportError(f"dtype={dtype} cannot be exported; use one of {names}")
     return dtype
 
 
-def default_opset(dtype: torch.dtype) -> int | None:
-    """The opset to write where none is asked for; None leaves it to torch's exporter."""
-    return _BFLOAT16_OPSET if dtype == torch.bfloat16 else None
+def default_opset(dtypes: set[torch.dtype]) -> int | None:
+    """The opset to write where none is asked for, by what the model computes in; None leaves it to torch's exporter."""
+    return _BFLOAT16_OPSET if torch.bfloat16 in dtypes else None
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The dtype of the first floating-point parameter."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+def dtypes_of(model: nn.Module) -> tuple[torch.dtype, ...]:
+    """The dtypes of the floating-point parameters, each once."""
+    return tuple(dict.fromkeys(p.dtype for p in model.parameters() if p.is_floating_point()))

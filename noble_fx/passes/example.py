@@ -20,6 +20,7 @@ from noble_fx.branches.experts import BranchGroup, expert_branches
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.config import NobleConfig
 from noble_fx.layers.linear import NobleLinear
+from noble_fx.tracing_lock import tracing
 
 IN, OUT, RANK, EXPERTS = 6, 7, 2, 3
 
@@ -94,7 +95,8 @@ def traced(function: Callable[..., Any], model: nn.Module) -> fx.GraphModule:
     """The graph of `function(model, *inputs)`, over the model's own modules and parameters."""
     root = type("Model", (nn.Module,), {"forward": function})()
     _share(model, root)
-    graph_module = fx.GraphModule(root, _EveryModuleOneCall().trace(root))
+    with tracing():
+        graph_module = fx.GraphModule(root, _EveryModuleOneCall().trace(root))
     _share(model, graph_module)  # those that the graph does not read as well
     return graph_module
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from noble_fx.errors import Refusal
 from noble_fx.layers.registry import describe
+from noble_fx.sites.adapters import why_adapter
 from noble_fx.sites.heads import is_head_name
 from noble_fx.sites.routers import is_router_class, is_router_name
 
@@ -38,10 +39,12 @@ class Surroundings:
         return {name for name, _ in self.model.get_submodule(fqn.rpartition(".")[0]).named_children()}
 
     def against(self, fqn: str, shown: str, owner: str, weight: object, module: nn.Module | None) -> Refusal | None:
-        """Why a preset passes over this map: a tied weight, an output head, a router; else None.
+        """Why a preset passes over this map: an adapter, a tied weight, an output head, a router; else None.
 
         `shown` is the name that says what it does, `owner` the module that would be a router.
         """
+        if adapter := why_adapter(self.model, fqn):
+            return adapter
         if id(weight) in self.tied:
             return TIED
         if id(module) in self.heads or (not self.in_block(fqn) and is_head_name(shown)):

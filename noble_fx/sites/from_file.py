@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from noble_fx.errors import ExportError
-from noble_fx.files import existing_file
+from noble_fx.files import existing_file, read_json
 from noble_fx.sites.site import Site
 
 METADATA = "noble_fx"  # the key in the file's metadata_props
@@ -33,11 +32,9 @@ def read_account(path: str | Path) -> dict[str, Any]:
     path = existing_file(path, ExportError, "noble_fx.export_onnx(model, …, path=…) makes such a file")
     text = _account_text(path)
     try:
-        account = json.loads(text, parse_constant=_no_number)
-        json.dumps(account, ensure_ascii=False).encode()  # a lone surrogate could be read, but never printed
-    except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise _unreadable(path, reason) from None
+        account = read_json(text)
+    except ValueError as error:
+        raise _unreadable(path, str(error)) from None
     if not isinstance(account, dict) or "format" not in account:
         raise _unreadable(path, "it has no format")
     version = account["format"]
@@ -77,10 +74,6 @@ def _account_text(path: Path) -> str:
     if text is None:
         raise ExportError(f"{path} was not written by noble_fx.export_onnx: it carries no account of its sites")
     return text
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _unreadable(path: Path, reason: str) -> ExportError:

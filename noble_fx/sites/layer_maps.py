@@ -12,7 +12,7 @@ from noble_fx.branches.experts import BranchGroup
 from noble_fx.errors import Refusal
 from noble_fx.layers.registry import describe, obstacle, unsuitable_weight, why_eager
 from noble_fx.sites.blocks import Surroundings, surroundings
-from noble_fx.sites.roles import OTHER, role_from_name
+from noble_fx.sites.roles import OTHER, role_in
 from noble_fx.sites.site import Site
 
 
@@ -56,7 +56,7 @@ def _layer_map(module: nn.Module, names: tuple[str, ...], around: Surroundings) 
     described = describe(module)
     assert described is not None
     kind, in_features, out_features = described
-    role = role_from_name(fqn, in_features, out_features)
+    role = role_in(around.model, fqn, in_features, out_features)
     if role == OTHER:
         role = around.flow_roles.get(fqn, OTHER)
     unsuitable = unsuitable_weight(module)

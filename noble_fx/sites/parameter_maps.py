@@ -9,10 +9,11 @@ from torch import Tensor, fx, nn
 
 from noble_fx.errors import Refusal
 from noble_fx.layers.registry import augmented_class, describe, obstacle, projections, row_of, why_eager
+from noble_fx.layers.weights import why_unsuitable
 from noble_fx.sites.blocks import Surroundings, surroundings
 from noble_fx.sites.layer_maps import LinearMap
 from noble_fx.sites.products import Weight, weights_of
-from noble_fx.sites.roles import role_from_name
+from noble_fx.sites.roles import role_in
 from noble_fx.sites.site import Site
 
 _NOT_READ = Refusal("the exported program does not multiply with its weight")
@@ -105,7 +106,7 @@ def _parameter_map(model: nn.Module, fqn: str, use: Weight | None, around: Surro
         why = use.against or use.reader
         refusal = Refusal(why) if why else None
     shown = owner if name == "weight" else fqn.removesuffix("_weight")
-    role = role_from_name(shown, ins, outs)
+    role = role_in(model, shown, ins, outs)
     site = Site(fqn, role, kind, ins, outs, 0, False, "", 0, weight=fqn, layout=layout, experts=experts)
     against = around.against(fqn, shown, owner, parameter, None)
-    return LinearMap(site, None, around.in_block(fqn), against, refusal, None, eager)
+    return LinearMap(site, None, around.in_block(fqn), against, refusal, why_unsuitable(parameter), eager)

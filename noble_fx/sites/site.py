@@ -14,7 +14,7 @@ class Site:
     """
 
     fqn: str
-    role: str  # attention.q | .k | .v | .qkv | .out, ffn.in | .gate | .out, other
+    role: str  # attention.q, ffn.in, mixer.out, router, … or other: roles.py lists them
     kind: str  # class of the layer, or what holds the weight
     in_features: int
     out_features: int

@@ -26,7 +26,7 @@ def key_of(act: nn.Module, rank: int = RANK) -> str:
 
 def recorded(act: nn.Module) -> str:
     """The key of what is recorded, whether or not its settings are known."""
-    return keys._recorded_key(act, "mine", RANK)
+    return keys._recorded(act, "mine", RANK).key
 
 
 class Function(nn.Module):
@@ -230,11 +230,6 @@ def test_known_classes_have_the_settings_that_they_are_said_to_have(kind):
     assert key_of(whole) == recorded(whole)
 
 
-def hooked(act: nn.Module) -> nn.Module:
-    act.register_forward_hook(lambda module, args, t: 3 * t)
-    return act
-
-
 def overridden(act: nn.Module) -> nn.Module:
     act.forward = lambda h: h**3
     return act
@@ -245,9 +240,7 @@ class Louder(nn.Tanh):
         return 3 * super().forward(h)
 
 
-@pytest.mark.parametrize(
-    "act", [hooked(nn.Tanh()), overridden(nn.Tanh()), Louder()], ids=["hook", "forward", "subclass"]
-)
+@pytest.mark.parametrize("act", [overridden(nn.Tanh()), Louder()], ids=["forward", "subclass"])
 def test_whatever_may_compute_something_else_is_recorded(act):
     assert keys._settings(act) is None
     assert keys._settings(nn.Sequential(nn.Tanh(), act)) is None
@@ -315,3 +308,30 @@ def test_a_branch_whose_activation_cannot_be_copied_runs_eagerly():
     layer = NobleLinear.build(8, 8, RANK, act=lambda rank: Uncopied())
     assert "cannot be copied" in layer.noble.unfused
     assert layer(torch.randn(3, 8)).shape == (3, 8)
+
+
+# --- what is read while it is recorded --------------------------------------------------------------------------------
+
+
+def test_hooks_are_none_of_the_maths_and_do_not_run():
+    act, seen = nn.Sequential(nn.Tanh(), Private(2.0)), []
+    before = key_of(act)
+    handles = [
+        act[0].register_forward_hook(lambda *args: seen.append(args)),
+        nn.modules.module.register_module_forward_hook(lambda *args: seen.append(args)),
+    ]
+    try:
+        assert key_of(act) == before
+        assert why_untraceable(key_of(nn.Sequential(nn.Tanh(), Private(3.0))), RANK) is None
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert not seen
+
+
+def test_attributes_that_are_read_are_noted_by_module():
+    found = keys.recognise(nn.Sequential(Private(2.0), nn.LeakyReLU()), "mine", RANK)
+    assert {"_gain", "forward"} <= found.notes["0"].reads
+    assert "negative_slope" in found.notes["1"].reads
+    known = keys.recognise(nn.Sequential(nn.Tanh(), nn.LeakyReLU()), "mine", RANK)
+    assert known.notes["1"].reads == {"forward", "negative_slope", "inplace"}

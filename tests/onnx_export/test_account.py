@@ -24,10 +24,10 @@ def test_rewrites_are_counted_in_their_order():
 
 def test_everything_is_told():
     model = noble_fx.transform(tiny(), rank=4, seed=3)
-    account = json.loads(describe(model, STEPS, "a form", torch.bfloat16))
+    account = json.loads(describe(model, STEPS, "a form", (torch.bfloat16, torch.float32)))
     assert account["model"] == type(model).__name__
     assert (account["config"]["rank"], account["config"]["seed"]) == (4, 3)
-    assert (account["settings"]["form"], account["settings"]["dtype"]) == ("a form", "bfloat16")
+    assert (account["settings"]["form"], account["settings"]["dtype"]) == ("a form", "bfloat16, float32")
     assert account["sites"] == [site.to_dict() for site in noble_fx.sites(model)]
     assert account["passes"] == {"fold_branch": 2, "join_up": 1}
     assert account["versions"]["torch"] == torch.__version__
@@ -40,12 +40,12 @@ def test_everything_is_told():
 def test_a_callable_is_told_by_its_label_alone():
     """A config with a function in it cannot be written, and the file works without it."""
     model = noble_fx.transform(tiny(), rank=4, act=lambda rank: Gamma(rank))
-    account = json.loads(describe(model, [], "", torch.float32))
+    account = json.loads(describe(model, [], "", (torch.float32,)))
     assert list(account["config"]) == ["act"]
     assert isinstance(account["config"]["act"], str)
 
 
 def test_a_plain_model_has_no_config():
-    account = json.loads(describe(tiny(), [], "", torch.float32))
+    account = json.loads(describe(tiny(), [], "", (torch.float32,)))
     assert account["config"] == {}
     assert account["branch_params"] == 0

@@ -5,13 +5,13 @@ import torch
 
 import noble_fx
 from noble_fx import ExportError
-from noble_fx.onnx_export.prepare import example_inputs, folded_copy, frozen_copy
+from noble_fx.onnx_export.prepare import example_inputs, folded_copy, frozen_copy, given_inputs
 from tests.models import tiny, tokens, transformed
 
 
 def test_a_copy_shares_memory_and_nothing_else():
     model = transformed("modules").train()
-    copied = frozen_copy(model, torch.float32)
+    copied = frozen_copy(model)
     assert not copied.training
     assert model.training
     for (name, live), (copied_name, parameter) in zip(model.named_parameters(), copied.named_parameters(), strict=True):
@@ -34,10 +34,10 @@ def test_folding_comes_before_rounding():
     model = transformed("modules")
     copied, steps = folded_copy(model, torch.float16, fold=True)
     assert {step.rule for step in steps} == {"fold_branch"}
-    exact, _ = folded_copy(model, torch.float32, fold=True)
+    exact, _ = folded_copy(model, None, fold=True)
     for wide, narrow in zip(exact.parameters(), copied.parameters(), strict=True):
         assert torch.equal(wide.half(), narrow)
-    kept, steps = folded_copy(model, torch.float32, fold=False)
+    kept, steps = folded_copy(model, None, fold=False)
     assert steps == []
     assert list(kept.state_dict()) == list(model.state_dict())
     with torch.no_grad():
@@ -46,8 +46,11 @@ def test_folding_comes_before_rounding():
 
 def test_inputs_are_copies_without_strides():
     x, ids = torch.randn(4, 3, requires_grad=True).t(), torch.arange(6)[::2]
-    (example,), named = example_inputs(x, {"ids": ids, "flag": True}, torch.float16)
+    (example,), named = example_inputs(given_inputs(x, {"ids": ids, "flag": True}), torch.float16)
     assert example.dtype == torch.float16
+    ((as_it_was,), _) = example_inputs(given_inputs(x, {}), None)
+    assert torch.equal(as_it_was, x)
+    assert as_it_was.dtype == torch.float32
     assert example.is_contiguous()
     assert not example.requires_grad
     assert named["ids"].dtype == torch.int64
@@ -59,7 +62,7 @@ def test_inputs_are_copies_without_strides():
 @pytest.mark.parametrize(("args", "kwargs"), [(5, {}), ({"x": torch.ones(1)}, {}), ((), [torch.ones(1)]), ((), "x")])
 def test_arguments_that_are_none(args, kwargs):
     with pytest.raises(ExportError, match=r"must be a (tuple|dictionary) of example inputs, not"):
-        example_inputs(args, kwargs, torch.float32)
+        given_inputs(args, kwargs)
 
 
 def test_wrong_arguments_reach_the_caller(tmp_path):

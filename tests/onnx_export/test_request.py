@@ -11,7 +11,7 @@ from noble_fx.onnx_export.request import (
     checked_dtype,
     checked_path,
     default_opset,
-    dtype_of,
+    dtypes_of,
     need_onnx,
 )
 from tests.models import tiny
@@ -51,10 +51,11 @@ def test_dtypes():
     assert checked_dtype(torch.bfloat16) is torch.bfloat16
     with pytest.raises(ExportError, match=r"dtype=torch.int8 cannot be exported; use one of float64, float32, float16"):
         checked_dtype(torch.int8)
-    assert dtype_of(tiny(layers=1).half()) is torch.float16
-    assert dtype_of(torch.nn.Identity()) is torch.float32
-    assert default_opset(torch.bfloat16) == 22  # Cos takes bfloat16 from there on
-    assert default_opset(torch.float32) is None
+    assert checked_dtype(None) is None
+    assert dtypes_of(tiny(layers=1).half()) == (torch.float16,)
+    assert dtypes_of(torch.nn.Identity()) == ()
+    assert default_opset({torch.float32, torch.bfloat16}) == 22  # Cos takes bfloat16 from there on
+    assert default_opset({torch.float32, torch.int64}) is None
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnx_ir", "onnxruntime", "onnxscript"])

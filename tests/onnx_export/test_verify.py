@@ -10,6 +10,8 @@ from noble_fx import ExportError
 from noble_fx.onnx_export.verify import difference
 from tests.models import loud, tiny, tokens
 
+X = torch.ones(2, 3)
+
 
 class WrongAtOne(nn.Module):
     """Python that looks at a size: a file made from two rows is wrong for one."""
@@ -39,27 +41,40 @@ def test_a_size_that_the_file_gets_wrong_is_found(tmp_path):
 
 def test_a_nan_is_no_small_difference():
     good, bad = torch.tensor([1.0, 2.0]), torch.tensor([1.0, float("nan")])
-    for expected, results in (
-        ([good], [bad]),
-        ([bad], [good]),
-        ([good, good], [bad, good]),
-        ([good, good], [good, bad]),
-    ):
-        error, _ = difference(expected, results)
+    for expected, result in ((good, bad), (bad, good)):
+        error, _ = difference(expected, result)
         assert error != error
     masked = torch.tensor([float("-inf"), 1.0])
-    assert difference([masked], [masked.clone()]) == (0.0, 1.0)
-    assert difference([masked], [torch.tensor([float("inf"), 1.0])])[0] == float("inf")
+    assert difference(masked, masked.clone()) == (0.0, 1.0)
+    assert difference(masked, torch.tensor([float("inf"), 1.0]))[0] == float("inf")
 
 
-def test_the_largest_difference_of_all_outputs():
-    outputs = [torch.tensor([1.0, 8.0]), torch.empty(0), torch.tensor([True])]
-    results = [torch.tensor([1.5, 8.0]), torch.empty(0), torch.tensor([True])]
-    assert difference(outputs, results) == (0.5, 8.0)
-    with pytest.raises(ExportError, match="the model returns 3 tensors, but the file 2"):
-        difference(outputs, results[:2])
-    with pytest.raises(ExportError, match=r"an output is \[2\] in PyTorch and \[1\] in the file"):
-        difference(outputs, [results[0][:1], *results[1:]])
+def test_the_difference_of_an_output():
+    assert difference(torch.tensor([1.0, 8.0]), torch.tensor([1.5, 8.0])) == (0.5, 8.0)
+    assert difference(torch.empty(0), torch.empty(0)) == (0.0, 0.0)
+    indices = torch.tensor([3, 700, 9, 1])
+    assert difference(indices, indices.clone()) == (0.0, 0.0)
+    assert difference(indices, torch.tensor([3, 701, 9, 1])) == (0.25, 0.0)  # another entry, however near its number
+
+
+class Result(nn.Module):
+    def forward(self, x):
+        return x + 1, x > 0
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([X + 1], "the model returns 2 tensors, but the file 1"),
+        ([X[:1] + 1, X > 0], r"an output is \[2, 3\] in PyTorch and \[1, 3\] in the file"),
+        ([X.double() + 1, X > 0], "an output is torch.float32 in PyTorch and torch.float64 in the file"),
+        ([X + 1, (X > 0).long()], "an output is torch.bool in PyTorch and torch.int64 in the file"),
+    ],
+)
+def test_other_tensors_are_another_model(results, message, monkeypatch, tmp_path):
+    monkeypatch.setattr("noble_fx.onnx_export.verify._runner", lambda path: (lambda tensors: results, "a runner"))
+    with pytest.raises(ExportError, match=message):
+        noble_fx.export_onnx(Result(), (X,), tmp_path / "m.onnx")
 
 
 class Breaks(nn.Module):
@@ -72,9 +87,7 @@ class Breaks(nn.Module):
 
 
 def test_a_model_that_fails_itself_is_no_raw_error(tmp_path):
-    message = (
-        "the model fails on its example inputs in float32, .*: RuntimeError: no kernel for this; pass another dtype"
-    )
+    message = "the model fails on its example inputs, .*: RuntimeError: no kernel for this; correct them, or pass verif"
     with pytest.raises(ExportError, match=message):
         noble_fx.export_onnx(Breaks(), (torch.ones(2, 3),), tmp_path / "m.onnx")
     assert noble_fx.export_onnx(Breaks(), (torch.ones(2, 3),), tmp_path / "m.onnx", verify=False).largest_error is None

@@ -101,7 +101,7 @@ def without(name):
         ("[" * 200_000, "nested too deeply"),
         ('{"format": ' + "1" * 5000 + "}", "cannot be read|has format"),
         ('{"format": NaN}', "NaN is no number of JSON"),
-        ('{"format": 1, "model": "\\ud800"}', "cannot be read: .*surrogates not allowed"),
+        ('{"format": 1, "model": "\\ud800"}', "cannot be read: a text in it is no Unicode"),
         ("null", "it has no format"),
         ("[]", "it has no format"),
         ('"format"', "it has no format"),

@@ -13,12 +13,13 @@ from rich.table import Table
 
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.codegen.generate import generate
+from noble_fx.codegen.header import LICENSE
 from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.plan import DTYPES, SHARED_BYTES, Layer, Plan, make_plan
 from noble_fx.codegen.report.resources import Resources, backend_of, compile_kernels
 from noble_fx.config import NobleConfig, NoblePreset
-from noble_fx.errors import ConfigError, KernelError, Refusal, nearest
-from noble_fx.files import staged
+from noble_fx.errors import ConfigError, KernelError, Refusal, nearest, printable
+from noble_fx.files import as_path, staged
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,12 @@ class KernelSet:
         return KernelSet(self.plan, {name: self.kernels[name]})
 
     def write(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Write every kernel to `folder` as `NAME.py`; raises `KernelError` where the folder exists or cannot be."""
-        target = Path(folder)
-        with staged(target, KernelError, overwrite) as work:
+        """Write every kernel to `folder` as `NAME.py`; raises `KernelError` where the folder exists or cannot be.
+
+        `overwrite` replaces a folder of generated kernels that holds nothing else.
+        """
+        target = as_path(folder, KernelError)
+        with staged(target, KernelError, overwrite, _stranger) as work:
             inside = work / target.name
             inside.mkdir()
             for name, source in self.sources.items():
@@ -76,6 +80,14 @@ class KernelSet:
             moved = map(_short, (kernel.flops_per_row, kernel.bytes_per_row, kernel.bytes_once))
             table.add_row(kernel.name, *map(str, (lines, kernel.row_tile, kernel.warps, kernel.stages)), *moved)
         return table
+
+
+def _stranger(folder: Path) -> str:
+    """What is in a folder and no generated kernel, by name; "" where nothing is."""
+    for entry in sorted(folder.iterdir()):
+        if entry.suffix != ".py" or not entry.is_file() or LICENSE.encode() not in entry.read_bytes():
+            return f"{printable(entry.name)}, which is no generated kernel,"
+    return ""
 
 
 def kernels(

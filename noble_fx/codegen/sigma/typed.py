@@ -23,6 +23,7 @@ from noble_fx.branches.trace import (
     activation_program,
 )
 from noble_fx.torch_versions import decompositions, merge_equal_nodes
+from noble_fx.tracing_lock import as_part, tracing
 
 ROWS = "rows"  # stands for their number in shapes, and in arguments that are sizes
 _TRACED = (10_007, 10_009)  # numbers of rows
@@ -35,7 +36,7 @@ def typed_program(key: str, rank: int) -> ActivationProgram:
     the lowering table; raises `Untraceable`."""
     activation_program(key, rank, torch.float32)  # refuses what is not faithful
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_trace_typed, key, rank).result()
+        return pool.submit(as_part(_trace_typed), key, rank).result()
 
 
 @functools.cache
@@ -43,14 +44,16 @@ def plain_forward(key: str, rank: int) -> fx.Graph:
     """σ alone as PyTorch's operators have it, GELU still GELU; shapes as in `typed_program`. For reading."""
     activation_program(key, rank, torch.float32)
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(_trace_plain, key, rank).result()
+        return pool.submit(as_part(_trace_plain), key, rank).result()
 
 
+@tracing()
 def _trace_plain(key: str, rank: int) -> fx.Graph:
     act = activation_functions(key)
     return _graph(act.forward, lambda rows: (torch.empty(rows, rank), *_tensors(act)), {}).graph
 
 
+@tracing()
 def _trace_typed(key: str, rank: int) -> ActivationProgram:
     act, table = activation_functions(key), _decompositions()
     tensors = _tensors(act)

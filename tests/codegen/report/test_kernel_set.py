@@ -98,6 +98,19 @@ def test_writing_a_folder(tmp_path):
     assert {path.stem: path.read_text() for path in (tmp_path / "out").iterdir()} == kernel_set.sources
     with pytest.raises(KernelError, match="exists"):
         kernel_set.write(tmp_path / "out")
+    with pytest.raises(KernelError, match="None is no path"):
+        kernel_set.write(None)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "mine.py"])
+def test_a_folder_is_replaced_only_where_it_holds_nothing_but_kernels(name, tmp_path):
+    small().write(tmp_path / "out")
+    small().only("linear_up_forward").write(tmp_path / "out", overwrite=True)
+    assert [path.stem for path in (tmp_path / "out").iterdir()] == ["linear_up_forward"]
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(KernelError, match=f"not replaced, for {name}, which is no generated kernel, would be lost"):
+        small().write(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / name).read_text() == "mine"
 
 
 def test_names_of_dtypes():

@@ -1,0 +1,71 @@
+"""`noble_config.json`: the settings of the transform, and what else `load` needs beside the weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from noble_fx.config import NobleConfig
+from noble_fx.errors import CheckpointError, ConfigError, printable
+from noble_fx.files import existing_file, read_json
+
+CONFIG = "noble_config.json"
+FORMAT = 1
+MADE_BY = "a folder made by noble_fx.save has one"
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the file says: settings, example inputs of an exported model or None, extra state by name."""
+
+    config: NobleConfig
+    inputs: dict[str, Any] | None
+    extra: dict[str, Any]
+
+
+def write(file: Path, config: dict[str, Any], sites: list[dict[str, Any]], extra: dict[str, Any], inputs: Any) -> None:
+    """Write the file; `config` and `sites` are plain JSON values. Raises `CheckpointError` or `OSError`."""
+    described = {"format": FORMAT, "config": config, "sites": sites, "versions": {"torch": torch.__version__}}
+    if extra:
+        described["extra_state"] = extra
+    if inputs is not None:
+        described["inputs"] = inputs
+    try:
+        file.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{CONFIG} cannot be written: a name in it is no Unicode") from None
+
+
+def read(folder: Path) -> Described:
+    """Read the file in `folder`; raises `CheckpointError` for whatever `write` does not write."""
+    path = existing_file(folder / CONFIG, CheckpointError, MADE_BY)
+    try:
+        described = read_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{printable(path)} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise _not_ours(path, str(error)) from None
+    if not isinstance(described, dict) or "format" not in described:
+        raise _not_ours(path, "'format' is missing")
+    if described["format"] != FORMAT:
+        raise CheckpointError(
+            f"{printable(path)} has format {described['format']!r:.60}; this version reads {FORMAT}: update noble_fx"
+        )
+    if not isinstance(described.get("config"), dict):
+        raise _not_ours(path, f"'config' is {described.get('config')!r:.60}, which is no dictionary")
+    inputs, extra = described.get("inputs"), described.get("extra_state", {})
+    for name, value in (("inputs", {} if inputs is None else inputs), ("extra_state", extra)):
+        if not isinstance(value, dict):
+            raise _not_ours(path, f"{name!r} is {value!r:.60}, which is no dictionary")
+    try:
+        return Described(NobleConfig.from_dict(described["config"]), inputs, extra)
+    except ConfigError as error:
+        raise _not_ours(path, str(error)) from error
+
+
+def _not_ours(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{printable(path)} is not a config of noble_fx.save: {reason}")

@@ -1,0 +1,30 @@
+"""noble_config.json: what was written is read; damage is tried in tests/test_checkpoint.py."""
+
+import pytest
+
+from noble_fx import CheckpointError, NobleConfig
+from noble_fx.checkpoints.config_file import CONFIG, Described, read, write
+
+
+@pytest.mark.parametrize("extra", [{}, {"a._extra_state": [1, None]}])
+@pytest.mark.parametrize("inputs", [None, {"x": {"value": 1}}])
+def test_what_is_written_is_read(inputs, extra, tmp_path):
+    config = NobleConfig(rank=3, select=["a"])
+    write(tmp_path / CONFIG, config.to_dict(), [], extra, inputs)
+    assert read(tmp_path) == Described(config, inputs, extra)
+
+
+def test_a_text_that_no_file_can_hold(tmp_path):
+    with pytest.raises(CheckpointError, match="a name in it is no Unicode"):
+        write(tmp_path / CONFIG, NobleConfig(exclude="\ud800").to_dict(), [], {}, None)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / CONFIG).write_text("{}")
+
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", forbidden)
+    with pytest.raises(CheckpointError, match=r"noble_config.json cannot be read: Permission denied$"):
+        read(tmp_path)
