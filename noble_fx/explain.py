@@ -147,7 +147,9 @@ def _no_kernels(model: nn.Module, sites_shown: tuple[Site, ...]) -> dict[str, st
         if site.selected and not site.unfused:
             branch = model.get_submodule(branch_paths(site)[0])
             assert isinstance(branch, Branch)
-            if refusal := why_no_kernel(branch.key, branch.rank, branch.dtype):
+            if refusal := why_no_kernel(
+                branch.key, branch.rank, branch.dtype, (branch.out_features, branch.in_features)
+            ):
                 reasons[site.fqn] = refusal.reason
     return reasons
 

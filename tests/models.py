@@ -45,6 +45,18 @@ class Tiny(nn.Module):
         return self.head(x)
 
 
+class Idle(nn.Module):
+    """An activation that uses one of its parameters, by a row of another, and reads a third for its value alone."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.gain, self.spare = nn.Parameter(torch.rand(rank) + 0.5), nn.Parameter(torch.rand(rank, rank))
+        self.mixer, self.read = nn.Parameter(torch.rand(2, rank)), nn.Parameter(torch.rand(rank))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.sin(h * self.gain + self.mixer[1:]) + self.read.detach()
+
+
 class Base(nn.Module):
     """One linear layer; subclasses say what forward does."""
 

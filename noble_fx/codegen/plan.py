@@ -11,7 +11,7 @@ import torch
 
 from noble_fx.errors import KernelError, Refusal
 
-GENERATOR = "2"  # raise it when the text of a kernel changes: older files in a cache are then left alone
+GENERATOR = "3"  # raise it when the text of a kernel changes: older files in a cache are then left alone
 MAX_RANK = 256
 FUSED_RANK = 128  # up to here one kernel holds all of σ's backward; a wider bottleneck would spill
 BACKENDS = ("cuda", "hip", "interpreter")
@@ -34,6 +34,7 @@ class Layer:
     act_dtype: torch.dtype
     bias: bool = True
     down_bias: bool = False
+    frozen: tuple[int, ...] = ()  # numbers of those of σ's parameters whose gradient nobody wants: none is computed
 
     @property
     def sites(self) -> int:

@@ -80,6 +80,8 @@ class Source:
             if waves:
                 functions = "".join(function.format(wave=wave, **_WAVES[wave]) for wave in waves)
                 text = text.replace(_IMPORTS, _IMPORTS + constants + functions)
+        extremes = "".join(_EXTREME.format(name=name) for name in ("max", "min") if f"nan_{name}(" in text)
+        text = text.replace(_IMPORTS, _IMPORTS + extremes) if extremes else text
         if "libdevice." in text:
             text = text.replace(_IMPORTS, f"{_IMPORTS}from triton.language.extra import libdevice\n")
         return text
@@ -104,6 +106,14 @@ _WAVES = {
     "cos": {"even": "even", "odd": "odd", "negative": "(turn == 1.0) | (turn == 2.0)"},
     "sin": {"even": "odd", "odd": "even", "negative": "turn >= 2.0"},
 }
+_EXTREME = """
+
+@triton.jit
+def nan_{name}(tile, axis: tl.constexpr, keep_dims: tl.constexpr = False):
+    # tl.{name} passes over a NaN; here one makes the result NaN, as in PyTorch.
+    nans = tl.max((tile != tile).to(tl.int32), axis=axis, keep_dims=keep_dims)
+    return tl.where(nans > 0, float("nan"), tl.{name}(tile, axis=axis, keep_dims=keep_dims))
+"""
 _FAST = """
 
 @triton.jit
@@ -164,6 +174,9 @@ def exact_{wave}(angle):
     # arguments over 100,000, at which a float32 angle has no more than two digits.
     quarter = tl.floor(angle * QUARTERS + 0.5)
     rest = angle - quarter * HALF_PI_HIGH - quarter * HALF_PI_MIDDLE - quarter * HALF_PI_LOW
+    # Of an angle of millions no digit of the rest is left; kept within reach of the polynomials, a wave stays a wave.
+    rest = tl.maximum(rest, -1.0, propagate_nan=tl.PropagateNan.ALL)
+    rest = tl.minimum(rest, 1.0, propagate_nan=tl.PropagateNan.ALL)
     square = rest * rest
     odd = rest + rest * square * ((-1.9515295891e-4 * square + 8.3321608736e-3) * square - 1.6666654611e-1)
     even = ((2.443315711809948e-5 * square - 1.388731625493765e-3) * square + 4.166664568298827e-2) * square

@@ -64,9 +64,9 @@ class _RecomputedFunction(torch.autograd.Function):
             kept: Sequence[int] = range(len(flat))
             if len(used) < ctx.count:  # the others' parameters get no gradient at all, as if each were alone
                 h, kept = h[used], places(len(flat), ctx.count, used)
-            needs = [ctx.needs_input_grad[3 + place] for place in kept]
             operands = Operands.from_flat([flat[place] for place in kept], len(used), ctx.key)
-            needs = _without_unused(needs, operands)
+            unused = activation_program(ctx.key, h.shape[-1], h.dtype).unused
+            needs = _without(unused, [ctx.needs_input_grad[3 + place] for place in kept], len(used))
             # backward() may be called inside autocast, which would run σ's products in the low precision.
             with without_autocast(h.device.type):
                 of_used = _gradients(ctx.operator, [dy[site] for site in used], h, operands, needs)
@@ -75,12 +75,14 @@ class _RecomputedFunction(torch.autograd.Function):
         return None, None, None, *gradients
 
 
-def _without_unused(needs: list[bool], operands: Operands[Tensor]) -> list[bool]:
-    """`needs` without those parameters of σ that it does not use, to which autograd gives no gradient either."""
-    site = operands.sites[0]
-    unused = activation_program(operands.key, site.down.shape[0], torch.float32).unused
-    first, each = len(needs) - len(operands.act()), len(site.act)
-    return [need and (at < first or (at - first) % each not in unused) for at, need in enumerate(needs)]
+def _without(unused: Sequence[int], needs: list[bool], count: int) -> list[bool]:
+    """The needs of `count` sites but those of parameters that σ does not use: they get no gradient, as in PyTorch."""
+    if not unused:
+        return needs
+    every: Operands[bool] = Operands.from_flat(needs, count)
+    acts = [tuple(need and at not in unused for at, need in enumerate(site.act)) for site in every.sites]
+    sites = tuple(site._replace(act=act) for site, act in zip(every.sites, acts, strict=True))
+    return [bool(need) for need in Operands(every.x, sites).flat()]
 
 
 def _gradients(

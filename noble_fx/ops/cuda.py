@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +18,9 @@ from torch import Tensor
 from torch.library import Library
 
 from noble_fx import schema
+from noble_fx.branches.base import Branch, live_branches
 from noble_fx.codegen.plan import GENERATOR, SHARED_BYTES, Layer
+from noble_fx.codegen.sigma.in_kernel import activation
 from noble_fx.errors import KernelError, Refusal
 from noble_fx.ops import linear
 from noble_fx.ops.linear import present, rows_of
@@ -29,7 +32,7 @@ from noble_fx.torch_versions import tf32_products
 
 _OLDEST = (8, 0)  # the first NVIDIA GPUs with bfloat16 on tensor cores
 _log = logging.getLogger(__name__)
-_refused: set[str] = set()  # titles of what the compiler or the GPU would not take, so that it is tried once
+_refused: dict[tuple[Layer, torch.device], str] = {}  # what the compiler or a GPU would not take and why: tried once
 Answer = TypeVar("Answer")
 
 
@@ -40,20 +43,34 @@ class Gpu(NamedTuple):
     shared: int
 
 
-def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype) -> Refusal | None:
-    """Why a branch with this σ has no generated kernels on a GPU, or None. Needs no GPU."""
+def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype, shape: tuple[int, int] | None = None) -> Refusal | None:
+    """Why a branch with this σ has no generated kernels on a GPU, or None. Needs no GPU.
+
+    With a layer's `shape` (N, K), also what a GPU of this process said when the kernels of such a layer were to run.
+    """
     if not have_triton():
         return Refusal("triton is not installed")
     kernels = _kernels(Layer(rank, (rank,), rank, act_key, dtype, dtype), Gpu("cuda", SHARED_BYTES["sm_80"]), False)
-    return kernels if isinstance(kernels, Refusal) else None
+    if isinstance(kernels, Refusal):
+        return kernels
+    for (layer, device), reason in _refused.items():
+        asked = (layer.act, layer.rank, layer.dtype) == (act_key, rank, dtype)
+        if asked and shape is not None and (layer.out_features, layer.in_features) == ((shape[0],), shape[1]):
+            return Refusal(f"refused on {device}: {reason}")
+    return None
 
 
 @functools.lru_cache(maxsize=512)
 def _kernels(layer: Layer, gpu: Gpu, tf32: bool) -> LayerKernels | Refusal:
     try:
+        if layer.frozen:  # the last are buffers, which have no gradient in any case
+            parameters = activation(layer).parameters
+            layer = replace(layer, frozen=tuple(at for at in layer.frozen if at < parameters))
         return layer_kernels(layer, gpu.backend, gpu.shared, tf32)
     except KernelError as error:
         return Refusal(str(error))
+    except Exception as error:  # PyTorch operators are right where this package's own generator fails
+        return Refusal(f"{type(error).__name__} while its kernels were generated: {error}; please report it")
 
 
 @functools.cache
@@ -70,8 +87,10 @@ def gpu_of(device: torch.device) -> Gpu | None:
     return Gpu("cuda", properties.shared_memory_per_multiprocessor - 1024)
 
 
-def kernels_for(operands: Operands[Tensor], bias: bool, down_bias: bool) -> LayerKernels | None:
-    """The kernels for these tensors, or None where PyTorch operators must do."""
+def kernels_for(
+    operands: Operands[Tensor], bias: bool, down_bias: bool, frozen: tuple[int, ...] = ()
+) -> LayerKernels | None:
+    """The kernels for these tensors, or None where PyTorch operators must do; `frozen` as in `Layer`."""
     x, sites, act = operands.x, operands.sites, operands.act()
     gpu = gpu_of(x.device)
     if gpu is None:
@@ -82,10 +101,10 @@ def kernels_for(operands: Operands[Tensor], bias: bool, down_bias: bool) -> Laye
     if not alike or len(stored) > 1 or any(tensor.device != x.device for tensor in (*products, *act)):
         return None
     columns, rank = tuple(site.weight.shape[0] for site in sites), sites[0].down.shape[0]
-    layer = Layer(x.shape[-1], columns, rank, operands.key, x.dtype, stored.pop(), bias, down_bias)
+    layer = Layer(x.shape[-1], columns, rank, operands.key, x.dtype, stored.pop(), bias, down_bias, frozen)
     tf32 = x.dtype == torch.float32 and tf32_products()
     kernels = _kernels(layer, gpu, tf32)
-    return kernels if isinstance(kernels, LayerKernels) and kernels.title not in _refused else None
+    return kernels if isinstance(kernels, LayerKernels) and (_asked(layer), x.device) not in _refused else None
 
 
 @functools.lru_cache(maxsize=512)
@@ -134,7 +153,9 @@ def backward(
 ) -> Operands[Tensor | None] | None:
     """A gradient for each operand, biases included, None where `needs` says no; or None as for `forward`."""
     biases, down_biases = any(site.bias for site in needs.sites), any(site.down_bias for site in needs.sites)
-    kernels = kernels_for(operands, biases, down_biases)
+    needed_of_act = zip(*(site.act for site in needs.sites), strict=True)
+    frozen = tuple(at for at, each in enumerate(needed_of_act) if not any(each))
+    kernels = kernels_for(operands, biases, down_biases, frozen)
     if kernels is None:
         return None
     names = _names(kernels.layer, kernels.act)
@@ -161,7 +182,10 @@ def _chosen(
     x: Tensor,
     run: Callable[[Variant], Answer],
 ) -> Answer | None:
-    """What the fastest variant answers; None, and a warning once, where the GPU or the compiler refuses the kernels."""
+    """What the fastest variant answers; None, and a warning once, where the GPU or the compiler refuses the kernels.
+
+    Raises `KernelError` instead where a branch of that kind was made with fuse="require".
+    """
     rows, (possible, variant) = len(x), variants
     try:
         if rows:
@@ -169,9 +193,27 @@ def _chosen(
             variant = choose(question, possible, variant, run, x.device)
         return run(variant)
     except KernelError as problem:
-        _refused.add(kernels.title)
-        _log.warning("PyTorch operators are used instead of generated kernels: %s", problem)
+        _refuse(kernels.layer, x.device, problem)
         return None
+
+
+def _asked(layer: Layer) -> Layer:
+    """The layer as it is known when it is refused: forward's and backward's, whichever gradients are needed."""
+    return replace(layer, bias=False, down_bias=False, frozen=())
+
+
+def _refuse(layer: Layer, device: torch.device, problem: KernelError) -> None:
+    dtype, columns = str(layer.dtype).removeprefix("torch."), " + ".join(map(str, layer.out_features))
+    what = f"σ {layer.act!r}, rank {layer.rank}, {layer.in_features} → {columns}, {dtype}, on {device}"
+    if any(_is_required(layer, branch) for branch in live_branches()):
+        raise KernelError(f"fuse='require': {what}: {problem}. Use fuse=True for PyTorch operators there") from problem
+    _refused[_asked(layer), device] = str(problem)
+    _log.warning("PyTorch operators are used instead of generated kernels: %s: %s", what, problem)
+
+
+def _is_required(layer: Layer, branch: Branch) -> bool:
+    own = (branch.key, branch.rank, branch.in_features, (branch.out_features,), branch.config.fuse)
+    return own == (layer.act, layer.rank, layer.in_features, layer.out_features, "require")
 
 
 @functools.cache

@@ -24,7 +24,8 @@ from noble_fx.runtime.load import load_kernel
 def launch(plan: Plan, kernel: Kernel, rows: int, tensors: Mapping[str, Tensor], **numbers: int) -> None:
     """Run `kernel` over `rows` rows, on the current stream of the tensors' device; does nothing for no rows.
 
-    Raises `KernelError` for an argument that nothing is bound to, and for a kernel that cannot run there.
+    Raises `KernelError` for an argument that nothing is bound to, and for a kernel that cannot run there; an error of
+    the GPU itself stays what it is.
     """
     if not rows:
         return
@@ -39,16 +40,28 @@ def launch(plan: Plan, kernel: Kernel, rows: int, tensors: Mapping[str, Tensor],
         function[(kernel.programs(rows),)](*arguments, **options)
 
 
+# What says that the device or its memory is in trouble, not that a kernel cannot be made: after an illegal address
+# every later call fails too, and hiding the first would blame another.
+_OF_THE_DEVICE = (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+_BY_THE_DRIVER = "Triton Error ["  # how Triton's launchers begin what a driver says, "[CUDA]" or "[HIP]"
+
+
 @contextmanager
 def _refusals(kernel: Kernel) -> Iterator[None]:
-    """Turns what Triton says where it cannot compile a kernel, or the GPU cannot hold it, into a `KernelError`."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources, PTXASError
+    """Turns whatever Triton raises where it cannot compile a kernel, interpret it, or fit it in, into a `KernelError`.
 
+    Triton has many words for that (its own errors, those of LLVM, ptxas and the C compiler, failed assertions), so what
+    is let through is what is known to be the device's.
+    """
     try:
         yield
-    except (CompilationError, OutOfResources, PTXASError) as problem:
-        raise KernelError(f"{kernel.name} cannot run here: {problem}") from problem
+    except _OF_THE_DEVICE:
+        raise
+    except Exception as problem:
+        if _BY_THE_DRIVER in str(problem):
+            raise
+        words, *_ = [*str(getattr(problem, "error_message", None) or problem).strip().splitlines(), ""]
+        raise KernelError(f"{kernel.name} cannot run here: {type(problem).__name__}: {words}") from problem
 
 
 def _value(name: str, kernel: Kernel, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> Any:

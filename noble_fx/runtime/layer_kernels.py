@@ -156,16 +156,22 @@ class LayerKernels:
 
     def _row_sums(self, bound: Named, needs: Mapping[str, bool]) -> dict[str, Tensor]:
         """The gradients of d and of σ's parameters, which are sums over the rows."""
+        x = bound["x"]
         gradients: dict[str, Tensor] = {}
-        outputs = {}
-        for partial in backward_steps(self.plan).partials:
-            dtype = self.layer.dtype if partial.name == "d_down_bias" else self.layer.act_dtype
-            for site in self._sites:
-                name = self.layer.name(partial.name, site)
-                outputs[name] = gradients[name.removeprefix("d_")] = bound["x"].new_zeros(partial.shape, dtype=dtype)
-        if any(needs[name] for name in gradients) and len(bound["x"]):
-            kernel = self.kernels["reduce_partials"]
-            launch(self.plan, kernel, 1, {**bound, **outputs}, programs=len(self._of(bound, "partials", 0)))
+        outputs: dict[str, Tensor] = {}
+        sums = [
+            (partial, self.layer.name(partial.name, s))
+            for partial in backward_steps(self.plan).partials
+            for s in self._sites
+        ]
+        if any(needs[name.removeprefix("d_")] for _, name in sums):
+            new = x.new_empty if len(x) else x.new_zeros
+            for partial, name in sums:
+                dtype = self.layer.dtype if partial.name == "d_down_bias" else self.layer.act_dtype
+                outputs[name] = gradients[name.removeprefix("d_")] = new(partial.shape, dtype=dtype)
+            if len(x):
+                kernel = self.kernels["reduce_partials"]
+                launch(self.plan, kernel, 1, {**bound, **outputs}, programs=len(self._of(bound, "partials", 0)))
         for name in self.act:  # the gradients that were products over the rows
             for site in self._sites:
                 gradient = bound.get(self.layer.name(f"d_{name}", site))

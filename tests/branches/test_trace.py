@@ -8,6 +8,7 @@ from noble_fx import PRESETS, activation_names
 from noble_fx.branches.activations import build_activation
 from noble_fx.branches.keys import activation_key
 from noble_fx.branches.trace import activation_program, why_untraceable
+from tests.models import Idle
 
 RANK = 5
 
@@ -34,6 +35,13 @@ def test_graphs_against_autograd(name, rows):
     assert len(found) == len(wanted)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_which_parameters_are_not_used():
+    act = Idle(RANK)
+    program = activation_program(key_of(act), RANK, torch.float32)
+    assert [program.names[at] for at in sorted(program.unused)] == ["spare", "read"]
+    assert activation_program(key_of(nn.PReLU()), RANK, torch.float32).unused == frozenset()
 
 
 class InPlace(nn.Module):

@@ -148,9 +148,11 @@ def _gemm(gemm: Gemm, of: Callable[[str], Tensor]) -> Tensor:
     return product + of(gemm.bias).float() if gemm.bias else product
 
 
-def truth_of(layer: Layer, branches: Sequence[NobleBranch], tensors: Tensors) -> Tensors:
-    """The same by autograd in float64."""
-    x = tensors["x"].double().requires_grad_()
+def truth_of(
+    layer: Layer, branches: Sequence[NobleBranch], tensors: Tensors, wide: torch.dtype = torch.float64
+) -> Tensors:
+    """The same by autograd in float64, or in another dtype."""
+    x = tensors["x"].to(wide).requires_grad_()
     truth: Tensors = {}
     leaves: Tensors = {}
     loss = x.new_zeros(())
@@ -158,19 +160,19 @@ def truth_of(layer: Layer, branches: Sequence[NobleBranch], tensors: Tensors) ->
         names = [
             name for name in ("weight", "bias", "down", "up", "down_bias") if name != "down_bias" or layer.down_bias
         ]
-        own = {name: tensors[layer.name(name, site)].double().requires_grad_() for name in names}
+        own = {name: tensors[layer.name(name, site)].to(wide).requires_grad_() for name in names}
         state = {
-            name: parameter.detach().double().requires_grad_() for name, parameter in branch.act.named_parameters()
+            name: parameter.detach().to(wide).requires_grad_() for name, parameter in branch.act.named_parameters()
         }
         state |= {
-            name: buffer.double() if buffer.is_floating_point() else buffer
+            name: buffer.to(wide) if buffer.is_floating_point() else buffer
             for name, buffer in branch.act.named_buffers()
         }
         h = nn.functional.linear(x, own["down"], own.get("down_bias"))
         t = torch.func.functional_call(branch.act, state, (h,))
         y = nn.functional.linear(x, own["weight"], own["bias"]) + t @ own["up"].t()
         truth[layer.name("y", site)] = y.detach()
-        loss = loss + (y * tensors[layer.name("dy", site)].double()).sum()
+        loss = loss + (y * tensors[layer.name("dy", site)].to(wide)).sum()
         del own["weight"]
         leaves |= {layer.name(f"d_{name}", site): leaf for name, leaf in own.items()}
         parameters = [name for name, _ in branch.act.named_parameters()]

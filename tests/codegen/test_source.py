@@ -3,9 +3,12 @@
 import ast
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from noble_fx.codegen import source as text
 from noble_fx.codegen.kernel import Argument
 from noble_fx.codegen.source import Source
 
@@ -24,6 +27,22 @@ def test_a_file_has_a_docstring_imports_and_a_function():
     assert ast.get_docstring(tree).splitlines() == ["title", "", "    a fact", "", "the end"]
     (kernel,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
     assert [argument.arg for argument in kernel.args.args] == ["x_ptr", "rows"]
+
+
+@pytest.mark.parametrize("wave", ["cos", "sin"])
+def test_a_wave_of_any_angle_is_a_wave(wave):
+    """The text itself, in PyTorch's words and float32."""
+    names = {"floor": torch.floor, "where": torch.where, "constexpr": float, "PropagateNan": SimpleNamespace(ALL=True)}
+    for name in ("maximum", "minimum"):
+        names[name] = lambda a, b, propagate_nan, name=name: getattr(torch, name)(a, torch.tensor(b))
+    program = {"tl": SimpleNamespace(**names), "triton": SimpleNamespace(jit=lambda function: function)}
+    exec(text._QUARTERS + text._EXACT.format(wave=wave, **text._WAVES[wave]), program)
+    function = program[f"exact_{wave}"]
+    small = torch.linspace(-10_000, 10_000, 40_001)
+    torch.testing.assert_close(function(small), getattr(torch, wave)(small.double()).float(), rtol=0, atol=3e-7)
+    large = torch.tensor([1e5, -1e6, 3e7, 1e9, -1e15, 3e38])
+    assert (function(large).abs() <= 1).all()
+    assert function(torch.tensor([float("inf"), -float("inf"), float("nan")])).isnan().all()
 
 
 def test_a_paragraph_without_lines_leaves_nothing():

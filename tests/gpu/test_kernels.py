@@ -29,11 +29,11 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path))
     monkeypatch.setenv("NOBLE_FX_TUNE", "0")
-    monkeypatch.setattr(cuda, "_refused", set())
+    monkeypatch.setattr(cuda, "_refused", {})
     autotune.forget()
     yield tmp_path
     autotune.forget()
-    assert cuda._refused == set(), "the GPU refused a kernel, and PyTorch operators were tested instead"
+    assert cuda._refused == {}, "the GPU refused a kernel, and PyTorch operators were tested instead"
 
 
 @pytest.fixture

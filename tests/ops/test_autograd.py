@@ -6,6 +6,7 @@ from torch import Tensor
 
 from noble_fx.schema import LINEAR_GROUP
 from tests.fused_layer import eagerly, eagerly_each, group_arguments, small_layer, small_layers
+from tests.models import Idle
 
 
 def test_only_x_and_h_are_saved_beside_the_parameters():
@@ -28,6 +29,21 @@ def test_frozen_parts_get_no_gradient():
     assert layer.noble.down.grad is None
     assert layer.bias.grad is not None
     assert all(p.grad is not None for p in layer.noble.act.parameters())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_parameters_that_an_activation_does_not_use_get_none(again):
+    layer = small_layer(Idle)
+    layer(torch.randn(3, 9)).square().sum().backward(create_graph=again)
+    assert {name for name, p in layer.noble.act.named_parameters() if p.grad is None} == {"spare", "read"}
+
+
+def test_and_those_of_one_of_several_layers_too():
+    layers = small_layers(Idle)
+    y = LINEAR_GROUP(*group_arguments(layers, torch.randn(3, 9)))
+    (y[0].sum() + y[2].sum()).backward()
+    given = [{name for name, p in layer.noble.act.named_parameters() if p.grad is not None} for layer in layers]
+    assert given == [{"gain", "mixer"}, set(), {"gain", "mixer"}]
 
 
 def test_nothing_is_recorded_without_gradients():

@@ -5,17 +5,21 @@ The same code launches on a GPU; `tests/gpu` runs it there.
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+import noble_fx
 from noble_fx import NobleLinear, schema
+from noble_fx.codegen.kernels.stages import Gemm, backward_steps
 from noble_fx.ops import cuda
+from noble_fx.ops.operands import Operands
 from noble_fx.runtime import autotune
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
 from tests.fused_layer import TOLERANCE, arguments, check, check_group, exact_of, layer_of, near, strided, take
-from tests.models import Gamma
+from tests.models import Gamma, Idle
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: tests/gpu runs there")
@@ -311,9 +315,51 @@ def test_a_group_that_the_gpu_refuses_runs_layer_by_layer(monkeypatch, on_cpu):
         launch(plan, *args, **numbers)
 
     monkeypatch.setattr(layer_kernels, "launch", narrow)
-    monkeypatch.setattr(cuda, "_refused", set())
+    monkeypatch.setattr(cuda, "_refused", {})
     check_group(group_of(48, 80), torch.randn(37, 40), [0, 1])
     assert on_cpu.count("bottleneck_forward") == 2
+
+
+def gradients_of(layer, x) -> dict[str, Tensor | None]:
+    for parameter in layer.parameters():
+        parameter.grad = None
+    layer(x).square().sum().backward()
+    return {name: parameter.grad for name, parameter in layer.named_parameters()}
+
+
+@pytest.mark.parametrize("rank", [12, 140])
+def test_what_needs_no_gradient_is_not_computed(rank, on_cpu):
+    layer, x = layer_of("cosnet", 150, 144, rank), torch.randn(9, 150)
+    every = gradients_of(layer, x)
+    frozen = ["noble.act.first.phase", "noble.act.mixer.weight"]
+    for name in frozen:
+        layer.get_parameter(name).requires_grad_(False)
+    some = gradients_of(layer, x)
+    assert [name for name, gradient in some.items() if gradient is None] == frozen
+    for name in some.keys() - set(frozen):
+        torch.testing.assert_close(some[name], every[name], rtol=1e-4, atol=1e-4)
+    operands = Operands.of_linear(*arguments(layer, x))
+    names = [name for name, _ in layer.noble.act.named_parameters()]
+    places = tuple(names.index(name.removeprefix("noble.act.")) for name in frozen)
+    steps = backward_steps(cuda.kernels_for(operands, True, True, places).plan)
+    written = {partial.name for partial in steps.partials} | {
+        step.out for step in steps.steps if isinstance(step, Gemm)
+    }
+    assert not written & {"d_act_first_phase", "d_act_mixer_weight"}
+    on_cpu.clear()
+    layer.noble.act.requires_grad_(False)
+    gradients_of(layer, x)
+    layer.noble.down_bias.requires_grad_(False)
+    assert "reduce_partials" in on_cpu  # of d alone
+    on_cpu.clear()
+    gradients_of(layer, x)
+    assert "reduce_partials" not in on_cpu
+
+
+def test_parameters_that_an_activation_does_not_use_get_none(on_cpu):
+    gradients = gradients_of(layer_of(Idle), torch.randn(9, 40))
+    assert [name for name, gradient in gradients.items() if gradient is None] == ["noble.act.spare", "noble.act.read"]
+    assert "bottleneck_backward" in on_cpu
 
 
 # --- where there is no kernel ----------------------------------------------------------------------------------------
@@ -340,7 +386,9 @@ def test_what_has_no_kernel_runs_as_before_and_says_why(layer, why, on_cpu):
     assert cuda.why_no_kernel(layer_of().noble.key, 12, torch.bfloat16) is None
 
 
-def test_a_kernel_that_the_gpu_refuses_is_tried_once(monkeypatch, caplog):
+@pytest.fixture
+def refusing(monkeypatch):
+    """Every launch is refused; yields the kernels that were tried."""
     from noble_fx.errors import KernelError
     from noble_fx.runtime import layer_kernels
 
@@ -351,10 +399,60 @@ def test_a_kernel_that_the_gpu_refuses_is_tried_once(monkeypatch, caplog):
         raise KernelError("out of shared memory")
 
     monkeypatch.setattr(layer_kernels, "launch", refuse)
-    monkeypatch.setattr(cuda, "_refused", set())
+    monkeypatch.setattr(cuda, "_refused", {})
+    return tried
+
+
+def test_a_kernel_that_the_gpu_refuses_is_tried_once(refusing, caplog):
     layer, x = layer_of(), torch.randn(9, 40)
     expected = exact_of(layer)(x.double())
     for _ in range(3):
         torch.testing.assert_close(layer(x).double(), expected, rtol=1e-4, atol=1e-4)
-    assert tried == ["bottleneck_forward"]
-    assert [record.getMessage().count("out of shared memory") for record in caplog.records] == [1]
+        layer(x).sum().backward()
+    assert refusing == ["bottleneck_forward"]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert f"σ '{layer.noble.key}', rank 12, 40 → 72, float32, on cpu: out of shared memory" in message
+
+
+def test_what_the_gpu_refused_is_explained(refusing):
+    model = torch.nn.Sequential(layer_of())
+    model(torch.randn(9, 40))
+    assert "PyTorch operators at 1 sites: refused on cpu: out of shared memory" in str(noble_fx.explain(model))
+    noble = model[0].noble
+    assert cuda.why_no_kernel(noble.key, noble.rank, torch.float32, (24, 40)) is None  # of another shape
+
+
+@pytest.mark.parametrize("fuse", [True, "require"])
+def test_kernels_that_are_required_and_refused_are_an_error(refusing, fuse):
+    layer = layer_of()
+    layer.noble.config = replace(layer.noble.config, fuse=fuse)
+    if fuse == "require":
+        with pytest.raises(noble_fx.KernelError, match=r"fuse='require': σ .*out of shared memory.*fuse=True"):
+            layer(torch.randn(9, 40))
+    else:
+        layer(torch.randn(9, 40))
+
+
+def test_an_error_of_the_gpu_is_nobodys_reason_to_go_on(monkeypatch):
+    from noble_fx.runtime import layer_kernels
+
+    def fail(*args, **numbers):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(layer_kernels, "launch", fail)
+    monkeypatch.setattr(cuda, "_refused", {})
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        layer_of()(torch.randn(9, 40))
+    assert cuda._refused == {}
+
+
+def test_a_fault_of_the_generator_is_a_reason_for_pytorchs_operators(monkeypatch):
+    def fail(*args):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cuda, "layer_kernels", fail)
+    cuda._kernels.cache_clear()
+    layer = layer_of()
+    reason = cuda.why_no_kernel(layer.noble.key, 12, torch.float32)
+    cuda._kernels.cache_clear()
+    assert reason.reason == "ZeroDivisionError while its kernels were generated: a bug; please report it"

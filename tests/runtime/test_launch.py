@@ -1,5 +1,7 @@
 """Arguments are bound by their names, and what cannot be launched says so in the project's own error."""
 
+import ast
+
 import pytest
 import torch
 
@@ -76,7 +78,7 @@ def test_a_stride_of_a_tensor_that_is_not_there_is_named():
         launch(PLAN, kernel, 5, tensors())
 
 
-def refusing(error: Exception):
+def refusing(error: BaseException):
     class Function:
         def __getitem__(self, grid):
             def run(*arguments, **options):
@@ -95,10 +97,54 @@ def test_what_the_gpu_cannot_hold_is_a_kernel_error(monkeypatch):
         launch(PLAN, KERNEL, 5, tensors(), column=0)
 
 
-def test_another_error_stays_what_it_is(monkeypatch):
-    monkeypatch.setattr(launcher, "load_kernel", refusing(ZeroDivisionError("a bug")))
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize(
+    "problem",
+    [
+        RuntimeError("PassManager::run failed"),
+        AssertionError("tl.dot wants 16 columns"),
+        FileNotFoundError("no C compiler"),
+        NotImplementedError("conversion of int1 to bf16"),
+    ],
+)
+def test_whatever_else_triton_says_is_a_kernel_error(monkeypatch, problem):
+    monkeypatch.setattr(launcher, "load_kernel", refusing(problem))
+    with pytest.raises(KernelError, match=f"pick cannot run here: {type(problem).__name__}: {problem}") as caught:
         launch(PLAN, KERNEL, 5, tensors(), column=0)
+    assert caught.value.__cause__ is problem
+
+
+def test_what_the_compiler_means_is_said_and_not_the_source(monkeypatch):
+    from triton.compiler.errors import CompilationError
+
+    problem = CompilationError("x = 1\ny = x +", ast.parse("y = 2").body[0], "expected a value\nmore")
+    monkeypatch.setattr(launcher, "load_kernel", refusing(problem))
+    with pytest.raises(KernelError, match=r"pick cannot run here: CompilationError: expected a value$"):
+        launch(PLAN, KERNEL, 5, tensors(), column=0)
+
+
+def test_an_error_under_the_interpreter_is_a_kernel_error():
+    text = TEXT.replace("tl.arange(0, 4)", "tl.arange(0, 3)[:, None, None] * tl.nothing")
+    kernel = Kernel("pick", text, ARGUMENTS, row_tile=4, blocks=1, warps=4, stages=1)
+    with pytest.raises(KernelError, match="pick cannot run here: "):
+        launch(PLAN, kernel, 5, tensors(), column=0)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        MemoryError(),
+        KeyboardInterrupt(),
+    ],
+    ids=repr,
+)
+def test_an_error_of_the_device_stays_what_it_is(monkeypatch, problem):
+    monkeypatch.setattr(launcher, "load_kernel", refusing(problem))
+    with pytest.raises(type(problem)) as caught:
+        launch(PLAN, KERNEL, 5, tensors(), column=0)
+    assert caught.value is problem
 
 
 def test_the_options_are_those_of_the_kernel(monkeypatch):

@@ -105,16 +105,27 @@ def backward_steps(plan: Plan) -> Backward:
 @functools.lru_cache(maxsize=256)
 def _backward_steps(layer: Layer, split: bool) -> Backward:
     program = activation(layer)
-    outputs = list(program.backward.graph.nodes)[-1].args[0]
-    gradients = [f"d_{tensor_name(name)}" for name in program.names[: program.parameters]]
+    wanted = [at for at in range(program.parameters) if at not in layer.frozen]
+    graph = _without_others(program.backward.graph, wanted) if layer.frozen else program.backward.graph
+    outputs = list(graph.nodes)[-1].args[0]
+    gradients = [f"d_{tensor_name(program.names[at])}" for at in wanted]
     if split:
-        return _Cut(layer, program.backward.graph, gradients).backward()
-    partials = _partials(layer, gradients, [tuple(node.meta["val"].shape) for node in outputs[2:]])
+        return _Cut(layer, graph, gradients).backward()
+    partials = _partials(layer, gradients, list(map(shape_of, outputs[2:])))
     sums = [(_output(partial, gradients), partial) for partial in partials]
     rank = layer.rank
     inputs, stores = ("h", *map(tensor_name, program.names), "dt"), ((0, "t", rank), (1, "dh", rank))
-    stage = Stage("bottleneck_backward", program.backward.graph, inputs, stores, tuple(sums))
+    stage = Stage("bottleneck_backward", graph, inputs, stores, tuple(sums))
     return Backward((stage,), partials)
+
+
+def _without_others(backward: fx.Graph, wanted: list[int]) -> fx.Graph:
+    """The graph that makes t, dh and the gradients that are wanted alone."""
+    graph = fx.Graph()
+    t, dh, *gradients = graph.graph_copy(backward, {}) or ()  # type: ignore[misc]
+    graph.output((t, dh, *(gradients[at] for at in wanted)))
+    graph.eliminate_dead_code()
+    return graph
 
 
 def _output(partial: Partial, gradients: list[str]) -> int:

@@ -23,7 +23,7 @@ from torch import fx
 from noble_fx.codegen.sigma.letters import SUBSCRIPTS, letters
 from noble_fx.codegen.sigma.operators.pointwise import aten
 from noble_fx.codegen.sigma.tiles import shape_of
-from noble_fx.codegen.sigma.typed import ROWS, plain_forward, typed_program
+from noble_fx.codegen.sigma.typed import plain_forward, typed_program
 
 _SUM, _PRODUCT, _SIGN, _ATOM = range(4)  # how tightly a text binds
 _LOCALS = "uvwzpqg"
@@ -76,8 +76,6 @@ class Formula:
             return _WRITERS.get(arg.target, _call)(self, arg)
         if isinstance(arg, (tuple, list)):
             return Term(f"[{', '.join(self.term(item).text for item in arg)}]")
-        if arg == ROWS:
-            return Term("rows")
         if isinstance(arg, (int, float)) and not isinstance(arg, bool):
             return Term(f"{arg:.6g}", _SIGN if arg < 0 else _ATOM)
         return Term(str(arg).removeprefix("torch."))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import fx
 
 from noble_fx.branches.trace import ActivationProgram, Untraceable
@@ -20,7 +21,7 @@ from noble_fx.codegen.sigma.typed import typed_program
 from noble_fx.codegen.source import Source
 from noble_fx.errors import KernelError
 
-_TYPES = {"torch.bool": "i1", "torch.int64": "i64", "torch.int32": "i32", "torch.uint8": "i8"}
+_TYPES = {torch.bool: "i1", torch.int64: "i64", torch.int32: "i32"}
 _AS_STORED = {"fp32", *_TYPES.values()}  # loaded as they are; other floats become float32
 
 
@@ -48,7 +49,9 @@ def tensor_operands(layer: Layer, graph: fx.Graph, names: Sequence[str], site: i
     for name, node in zip(names, (node for node in graph.nodes if node.op == "placeholder"), strict=True):
         if name in letter_of:
             dtype = node.meta["val"].dtype
-            kind = DTYPES[layer.act_dtype] if dtype.is_floating_point else _TYPES[str(dtype)]
+            if not dtype.is_floating_point and dtype not in _TYPES:
+                raise KernelError(f"σ holds a tensor of {dtype}; kernels take floats, int32, int64 and bool")
+            kind = DTYPES[layer.act_dtype] if dtype.is_floating_point else _TYPES[dtype]
             letter = "" if letter_of[name] == name else letter_of[name]
             operands.append(Operand(name, kind, shape_of(node), layer.name(name, site), site, letter))
     return operands

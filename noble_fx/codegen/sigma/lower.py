@@ -22,9 +22,9 @@ from noble_fx.codegen.code import Code, Mask
 from noble_fx.codegen.plan import Plan, widest_tile
 from noble_fx.codegen.sigma.axes import LANE, UNIT, Axes, Segment
 from noble_fx.codegen.sigma.operators import structure
-from noble_fx.codegen.sigma.operators.pointwise import is_pointwise, pointwise
+from noble_fx.codegen.sigma.operators.dtypes import TRITON, cast, number
+from noble_fx.codegen.sigma.operators.pointwise import CASTS, TABLE, arguments, is_pointwise, pointwise
 from noble_fx.codegen.sigma.tiles import Loads, Place, Tiling, Value, bound, channel_numbers, shape_of, solid, spread
-from noble_fx.codegen.sigma.typed import ROWS
 from noble_fx.codegen.source import Source
 from noble_fx.errors import KernelError
 
@@ -46,7 +46,7 @@ class Lowering(Tiling):
         walk: bool = False,
     ):
         self.plan, self.source, self.axes = plan, source, Axes(widest_tile(plan.layer.rank))
-        self._rows = Segment(0, ROWS, row_tile)
+        self._rows = Segment(0, row_tile, row_tile)
         self._names = names or {}
         self.nodes = list(graph.nodes)
         self.inputs = [node for node in self.nodes if node.op == "placeholder"]
@@ -107,11 +107,9 @@ class Lowering(Tiling):
         except ValueError as error:
             raise KernelError(str(error)) from None
 
-    def axis(self, size: int) -> int:
+    def axis(self, size: int | str) -> int:
         """The rows, an axis of size one, or a channel axis of its own."""
-        if size % ROWS == 0 and size != ROWS:
-            raise KernelError("the rows share an axis with channels")
-        return Axes.ROWS if size == ROWS else self.axes.new(size)
+        return Axes.ROWS if isinstance(size, str) else self.axes.new(size)
 
     def index(self, segment: Segment) -> str:
         """The name of a segment's channel numbers; written where it is first used."""
@@ -121,20 +119,20 @@ class Lowering(Tiling):
         """The lanes that hold a channel; `index` spreads the channel numbers to a tile's shape."""
         return bound(self.source, segment, self.plan.layer.rank, index)
 
-    def masked(self, value: Value, place: Place, along: Sequence[int], fill: str = "0.0") -> Code:
-        """A tile with `fill` where it holds nothing along the given axes."""
-        code = solid(value.tiles[place], place)
+    def masked(self, value: Value, place: Place, along: Sequence[int], fill: float = 0) -> Code:
+        """A tile with the number `fill` where it holds nothing along the given axes."""
+        code, empty = solid(value.tiles[place], place, value.dtype), number(float(fill), value.dtype)
         for at in along:
             index = spread(place, at)
             if self.axes.is_rows(value.axes[at]):
-                code = self._masked(code, "live", Mask((Code.call(f"live{index}"),)), fill)
-            elif place[at].padded and not (value.clean and fill == "0.0"):
-                code = self._masked(code, f"valid_{at}", self.bound(place[at], index), fill)
+                code = self._masked(code, "live", Mask((Code.call(f"live{index}"),)), empty)
+            elif place[at].padded and not (value.clean and fill == 0):
+                code = self._masked(code, f"valid_{at}", self.bound(place[at], index), empty)
         return code
 
-    def _masked(self, code: Code, suffix: str, mask: Mask, fill: str) -> Code:
-        where = Code.call(f"tl.where({mask}, {code}, {fill})")
-        if not code.is_name or fill != "0.0":
+    def _masked(self, code: Code, suffix: str, mask: Mask, empty: Code) -> Code:
+        where = Code.call(f"tl.where({mask}, {code}, {empty})")
+        if not code.is_name or empty.value != 0:
             return where
         name = f"{code}_{suffix}"
         if where.text not in self._masks:
@@ -144,12 +142,12 @@ class Lowering(Tiling):
 
     def operand(self, arg: Any, value: Value, place: Place) -> Code:
         """An operand of a broadcasting operator, for one tile of its result."""
-        if not isinstance(arg, fx.Node):
-            return Code.number(arg)
         own = self.value(arg)
         offset = len(value.axes) - len(own.axes)
         code = own.tiles[tuple(LANE if axis == UNIT else place[offset + at] for at, axis in enumerate(own.axes))]
-        return Code.call(f"{code.grouped}[None, :]") if offset and own.axes and not code.is_number else code
+        if not offset or not own.axes or code.is_number:
+            return code
+        return Code.call(f"{code.grouped}[{', '.join(['None'] * offset + [':'] * len(own.axes))}]")
 
     def variable(self, node: fx.Node, place: Place) -> str:
         """The variable of one tile: the value's name, with the first channel where there are several tiles."""
@@ -168,18 +166,26 @@ class Lowering(Tiling):
             if node.target not in structure.LISTS:
                 raise _not_in_the_table(node)
             return ()
-        if held.dtype == torch.float64 or held.is_complex():
+        if held.dtype not in TRITON:
             raise KernelError(f"{node.target} computes in {held.dtype}")
         if node.op == "placeholder":
-            self._values[node] = Value(tuple(self.axis(size) for size in held.shape))
+            self._values[node] = Value(self._flat(node, [*map(self.axis, shape_of(node))]), held.dtype)
         elif row is not None:
-            self._values[node] = Value(tuple(row.axes(self, node)))
+            if row.computes:
+                _check_floats(node)
+            self._values[node] = Value(self._flat(node, row.axes(self, node)), held.dtype)
             return row.gathers(self, node)
         elif is_pointwise(node.target):
-            self._values[node] = Value(tuple(self._broadcast(node)))
+            self._values[node] = Value(self._flat(node, self._broadcast(node)), held.dtype)
         else:
             raise _not_in_the_table(node)
         return ()
+
+    def _flat(self, node: fx.Node, axes: Sequence[int]) -> tuple[int, ...]:
+        """The axes of a value, of which two may be longer than one: a tile has a height and a width."""
+        if sum(axis != UNIT for axis in axes) > 2:
+            raise KernelError(f"{node.target} makes a value of more than two axes")
+        return tuple(axes)
 
     def _broadcast(self, node: fx.Node) -> list[int]:
         axes = [UNIT] * len(shape_of(node))
@@ -215,19 +221,40 @@ class Lowering(Tiling):
         return Code.name(name)
 
     def _pointwise(self, node: fx.Node, value: Value, place: Place) -> Code | None:
-        options, args = dict(node.kwargs), [arg for arg in node.args if not isinstance(arg, torch.dtype)]
-        if len(args) < len(node.args):
-            options["dtype"] = next(arg for arg in node.args if isinstance(arg, torch.dtype))
-        operands = [None if arg is None else self.operand(arg, value, place) for arg in args]
-        if value.axes and all(code is None or code.is_number for code in operands):
-            operands[0] = solid(self.operand(args[0], value, place), place)
-        return pointwise(self.plan, node.target, operands, options)
+        if node.target in CASTS:
+            return cast(self.operand(node.args[0], value, place), self.value(node.args[0]).dtype, value.dtype)
+        row = TABLE[node.target]
+        dtype = row.dtype(node)
+        operands = [
+            self._promoted(arg, torch.bool if at == row.mask else dtype, value, place)
+            for at, arg in enumerate(arguments(node))
+        ]
+        numbers = [code for at, code in enumerate(operands) if at != row.mask and code is not None]
+        if all(code.is_number for code in numbers):  # no tile says what the result is
+            at = operands.index(numbers[0])
+            operands[at] = solid(numbers[0], place, dtype)
+        return pointwise(self.plan, node.target, operands, dtype)
+
+    def _promoted(self, arg: Any, dtype: torch.dtype, value: Value, place: Place) -> Code | None:
+        """An operand in the dtype that its operator computes in."""
+        if arg is None:
+            return None
+        if not isinstance(arg, fx.Node):
+            return number(arg, dtype)
+        code = cast(self.operand(arg, value, place), self.value(arg).dtype, dtype)
+        return code if code.is_number else Code.call(code.grouped)
 
 
 def outputs_of(graph: fx.Graph) -> list[Any]:
     """The results of a graph, in order."""
     results = list(graph.nodes)[-1].args[0]
     return list(results) if isinstance(results, (tuple, list)) else [results]
+
+
+def _check_floats(node: fx.Node) -> None:
+    for dtype in (node.meta["val"].dtype, *(operand.meta["val"].dtype for operand in node.all_input_nodes)):
+        if dtype != torch.float32:
+            raise KernelError(f"{node.target} computes in {dtype}")
 
 
 def _not_in_the_table(node: fx.Node) -> KernelError:

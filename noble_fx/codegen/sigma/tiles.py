@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import fx
 
 from noble_fx.codegen.code import Code, Mask
 from noble_fx.codegen.plan import Plan
 from noble_fx.codegen.sigma.axes import Axes, Segment
+from noble_fx.codegen.sigma.operators.dtypes import TRITON
 from noble_fx.codegen.source import Source
 
 Place = tuple[Segment, ...]  # which tile of a value: one segment an axis
@@ -25,6 +27,7 @@ class Value:
     """The axes of one value of the graph, and the code (a name or a number) of each of its tiles."""
 
     axes: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
     tiles: dict[Place, Code] = field(default_factory=dict)
     clean: bool = False  # lanes that hold nothing are zero
     loaded: bool = False  # at every use, not once: a matrix would fill the registers
@@ -54,7 +57,7 @@ class Tiling(Protocol):
     def axes_of(self, node: Any) -> tuple[int, ...]:
         """The axes of a value."""
 
-    def axis(self, size: int) -> int:
+    def axis(self, size: int | str) -> int:
         """The rows, an axis of size one, or a channel axis of its own."""
 
     def tie(self, left: int, right: int) -> int:
@@ -69,8 +72,8 @@ class Tiling(Protocol):
     def operand(self, arg: Any, value: Value, place: Place) -> Code:
         """An operand of a broadcasting operator, for one tile of its result."""
 
-    def masked(self, value: Value, place: Place, along: Sequence[int], fill: str = "0.0") -> Code:
-        """A tile with `fill` where it holds nothing along the given axes."""
+    def masked(self, value: Value, place: Place, along: Sequence[int], fill: float = 0) -> Code:
+        """A tile with the number `fill` where it holds nothing along the given axes."""
 
     def variable(self, node: fx.Node, place: Place) -> str:
         """The variable of one tile of a value."""
@@ -83,13 +86,14 @@ class Row:
     axes: Callable[[Tiling, Any], Sequence[int]]
     code: Callable[[Tiling, Any, Value, Place], Code | None]
     gathers: Callable[[Tiling, Any], Sequence[int]] = lambda low, node: ()  # axes along which lanes meet each other
+    computes: bool = False  # in float32 alone: numbers meet each other
     moves: bool = False  # only moves its operand's values: where those are zero, its own are
     inline: bool = False  # has no line of its own: it is written where it is used
 
 
 def spread(place: Place, at: int) -> str:
     """How a vector along one axis is indexed to the shape of a tile."""
-    return "" if len(place) == 1 else "[:, None]" if at == 0 else "[None, :]"
+    return "" if len(place) == 1 else f"[{', '.join(':' if d == at else 'None' for d in range(len(place)))}]"
 
 
 def sides(place: Place) -> str:
@@ -97,14 +101,20 @@ def sides(place: Place) -> str:
     return ", ".join(str(segment.tile) for segment in place)
 
 
-def solid(code: Code, place: Place) -> Code:
+def solid(code: Code, place: Place, dtype: torch.dtype = torch.float32) -> Code:
     """A tile, where the code may be a mere number."""
-    return Code.call(f"tl.full([{sides(place)}], {code}, tl.float32)") if code.is_number and place else code
+    return filled(code, place, dtype) if code.is_number else code
 
 
-def shape_of(node: Any) -> tuple[int, ...]:
-    """The shape of a value in a typed graph."""
-    return tuple(node.meta["val"].shape)
+def filled(code: Code, place: Place, dtype: torch.dtype = torch.float32) -> Code:
+    """A tile full of one scalar."""
+    return Code.call(f"tl.full([{sides(place)}], {code}, {TRITON[dtype]})")
+
+
+def shape_of(node: Any) -> tuple[Any, ...]:
+    """The shape of a value in a typed graph, `ROWS` for the rows."""
+    shape: tuple[Any, ...] = node.meta["shape"]
+    return shape
 
 
 def channel_numbers(source: Source, segment: Segment, rank: int) -> str:

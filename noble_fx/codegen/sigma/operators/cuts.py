@@ -8,6 +8,7 @@ from typing import Any
 
 from noble_fx.codegen.code import Code
 from noble_fx.codegen.sigma.axes import UNIT, Segment
+from noble_fx.codegen.sigma.operators.dtypes import cast
 from noble_fx.codegen.sigma.tiles import Place, Tiling, Value, shape_of
 from noble_fx.errors import KernelError
 
@@ -83,7 +84,8 @@ def cat_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
     start = 0
     for piece in node.args[0]:
         if place[dim].start < start + shape_of(piece)[dim]:
-            return low.value(piece).tiles[_moved(place, dim, -start)]
+            whole = low.value(piece)
+            return cast(whole.tiles[_moved(place, dim, -start)], whole.dtype, value.dtype)
         start += shape_of(piece)[dim]
     return None
 
@@ -116,5 +118,6 @@ def scatter_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | N
     """The tile of the source inside its window, of the base outside."""
     dim, start, size = _scatter_window(node)
     if start <= place[dim].start < start + size:
-        return low.value(node.args[1]).tiles[_moved(place, dim, -start)]
+        source = low.value(node.args[1])
+        return cast(source.tiles[_moved(place, dim, -start)], source.dtype, value.dtype)
     return low.value(node.args[0]).tiles[place]

@@ -13,9 +13,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from itertools import product as combinations
-from math import prod
+from math import inf, prod
 from typing import Any
 
+import torch
 from torch import fx
 
 from noble_fx.codegen.code import Code
@@ -28,8 +29,9 @@ from noble_fx.codegen.sigma.operators.cuts import (
     window_axes,
     window_code,
 )
+from noble_fx.codegen.sigma.operators.dtypes import TRITON, cast, number
 from noble_fx.codegen.sigma.operators.pointwise import aten
-from noble_fx.codegen.sigma.tiles import Place, Row, Tiling, Value, shape_of, sides
+from noble_fx.codegen.sigma.tiles import Place, Row, Tiling, Value, filled, shape_of, sides
 from noble_fx.errors import KernelError
 
 # --- products --------------------------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ def _reduce_gathers(low: Tiling, node: Any) -> Sequence[int]:
 CodeOf = Callable[[Tiling, Any, Value, Place], Code | None]
 
 
-def _reduction(function: str, join: Callable[[Code, Code], Code], fill: str) -> CodeOf:
+def _reduction(function: str, join: Callable[[Code, Code], Code], fill: float) -> CodeOf:
     """`function` over the lanes of each tile, `join` over the tiles; `fill` where a tile holds nothing."""
 
     def code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
@@ -117,7 +119,7 @@ def _reduction(function: str, join: Callable[[Code, Code], Code], fill: str) -> 
             choices.append(low.segments(axis) if d in dims else [own])
         total: Code | None = None
         for tile in combinations(*choices):
-            part = low.masked(whole, tile, dims, fill)
+            part = cast(low.masked(whole, tile, dims, fill), whole.dtype, value.dtype)
             for d in sorted(dims, reverse=True):
                 part = Code.call(f"{function}({part}, axis={d}{', keep_dims=True' if keep else ''})")
             total = part if total is None else _written(low, node, place, join(total, part))
@@ -138,40 +140,50 @@ def _plus(left: Code, right: Code) -> Code:
 
 
 def _either(function: str) -> Callable[[Code, Code], Code]:
-    return lambda left, right: Code.call(f"{function}({left}, {right})")
+    return lambda left, right: Code.call(f"{function}({left}, {right}, propagate_nan=tl.PropagateNan.ALL)")
 
 
 def _mean(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
-    total = _reduction("tl.sum", _plus, "0.0")(low, node, value, place)
+    total = _reduction("tl.sum", _plus, 0)(low, node, value, place)
     count = prod(shape_of(node.args[0])[dim] for dim in _reduced(node)[0])
     return None if total is None else Code(f"{total.grouped} / {count}")
+
+
+def _extreme_axes(low: Tiling, node: Any) -> Sequence[int]:
+    if any(map(low.axes.is_rows, _reduce_gathers(low, node))):
+        raise KernelError(f"{node.target} over the rows is not in the lowering table")
+    return _reduce_axes(low, node)
 
 
 # --- order and shape -------------------------------------------------------------------------------------------------
 
 
-def _swaps(node: Any) -> bool:
+def _order(node: Any) -> list[int]:
+    """Which axis of the operand each axis of the result is."""
     dimensions = len(shape_of(node))
+    order = list(range(dimensions))
     if node.target is aten.permute.default:
-        return [d % dimensions for d in node.args[1]] != list(range(dimensions))
+        return [d % dimensions for d in node.args[1]]
     if node.target is aten.transpose.int:
-        return node.args[1] % dimensions != node.args[2] % dimensions
-    return dimensions == 2
+        first, second = (d % dimensions for d in node.args[1:3])
+        order[first], order[second] = second, first
+        return order
+    return order[::-1]
 
 
 def _transpose_axes(low: Tiling, node: Any) -> Sequence[int]:
     axes = low.axes_of(node.args[0])
-    return axes[::-1] if _swaps(node) else axes
+    return [axes[d] for d in _order(node)]
 
 
 def _transpose_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | None:
-    operand = node.args[0]
-    if not _swaps(node):
-        return low.value(operand).tiles[place]
-    if operand.target is aten.t.default and _swaps(operand):  # there and back
+    operand, order = node.args[0], _order(node)
+    if operand.target is aten.t.default and order == _order(operand) == [1, 0]:  # there and back
         return low.value(operand.args[0]).tiles[place]
-    code = low.value(operand).tiles[place[::-1]]
-    return code if code.is_number else Code.call(f"tl.trans({code})")
+    code = low.value(operand).tiles[tuple(place[order.index(d)] for d in range(len(order)))]
+    if code.is_number or order == sorted(order):
+        return code
+    return Code.call(f"tl.trans({code})" if order == [1, 0] else f"tl.permute({code}, {order})")
 
 
 def _view_axes(low: Tiling, node: Any) -> Sequence[int]:
@@ -189,8 +201,10 @@ def _view_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | Non
     if whole.axes == value.axes or code.is_number:
         return code
     if not value.axes:
-        return Code.call(f"tl.sum({f'tl.sum({code}, axis=1)' if len(whole.axes) == 2 else code}, axis=0)")
-    return Code.call(f"tl.reshape({code}, [{sides(place)}])") if whole.axes else _filled(code, place)
+        for at in reversed(range(len(whole.axes))):  # of one lane each
+            code = Code.call(f"tl.sum({code}, axis={at})")
+        return code if value.dtype == torch.float32 else Code.call(f"{code}.to({TRITON[value.dtype]})")
+    return Code.call(f"tl.reshape({code}, [{sides(place)}])") if whole.axes else filled(code, place, value.dtype)
 
 
 def _expand_axes(low: Tiling, node: Any) -> Sequence[int]:
@@ -204,12 +218,7 @@ def _expand_code(low: Tiling, node: Any, value: Value, place: Place) -> Code | N
     if low.axes_of(node.args[0]) == value.axes or code.is_number:
         return code
     wide = Code.call(f"tl.broadcast_to({code}, [{sides(place)}])")
-    return wide if low.axes_of(node.args[0]) else _filled(code, place)
-
-
-def _filled(code: Code, place: Place) -> Code:
-    """A tile full of one scalar."""
-    return Code.call(f"tl.full([{sides(place)}], {code}, tl.float32)")
+    return wide if low.axes_of(node.args[0]) else filled(code, place, value.dtype)
 
 
 # --- constants -------------------------------------------------------------------------------------------------------
@@ -224,18 +233,19 @@ def _constant_axes(low: Tiling, node: Any) -> Sequence[int]:
 
 def _constant(at: int | None = None, fixed: float = 0.0) -> Row:
     """A number: argument `at` of the operator, or always the same one."""
-    return Row(_constant_axes, lambda low, node, value, place: Code.number(fixed if at is None else node.args[at]))
+    return Row(
+        _constant_axes,
+        lambda low, node, value, place: number(fixed if at is None else node.args[at], value.dtype),
+    )
 
 
-def _reducing(code: CodeOf) -> Row:
-    return Row(_reduce_axes, code, gathers=_reduce_gathers)
-
-
-_SUM = _reducing(_reduction("tl.sum", _plus, "0.0"))
-_MAX = _reducing(_reduction("tl.max", _either("tl.maximum"), 'float("-inf")'))
-_MIN = _reducing(_reduction("tl.min", _either("tl.minimum"), 'float("inf")'))
-_MEAN = _reducing(_mean)
-_PRODUCT = Row(_product_axes, _product_code, gathers=_product_gathers)
+_SUM = Row(_reduce_axes, _reduction("tl.sum", _plus, 0), gathers=_reduce_gathers)
+_MAX, _MIN = (
+    Row(_extreme_axes, _reduction(function, _either(join), fill), gathers=_reduce_gathers, computes=True)
+    for function, join, fill in (("nan_max", "tl.maximum", -inf), ("nan_min", "tl.minimum", inf))
+)
+_MEAN = Row(_reduce_axes, _mean, gathers=_reduce_gathers, computes=True)
+_PRODUCT = Row(_product_axes, _product_code, gathers=_product_gathers, computes=True)
 _TRANSPOSE = Row(_transpose_axes, _transpose_code, moves=True, inline=True)
 _VIEW = Row(_view_axes, _view_code, moves=True)
 _EXPAND = Row(_expand_axes, _expand_code)
