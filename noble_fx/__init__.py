@@ -22,7 +22,7 @@ from noble_fx.onnx_export.export import ExportReport, export_onnx
 from noble_fx.onnx_export.session import OnnxModel
 from noble_fx.passes.history import Program
 from noble_fx.sites.site import Site
-from noble_fx.training import param_groups
+from noble_fx.training import param_groups, scale_lr
 from noble_fx.transform import disabled, remove, reset_branches, transform
 
 # The public place of the class that runs an exported file; its own room lies below the runtime.
@@ -67,6 +67,7 @@ __all__ = [
     "reset_branches",
     "runtime",
     "save",
+    "scale_lr",
     "sites",
     "transform",
 ]

@@ -25,6 +25,9 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import _get_qualified_name as qualified_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from noble_fx.errors import ConfigError
+from noble_fx.wrappers import wrapper
+
 __all__ = [
     "ABOUT_SHAPES",
     "PLAIN_TENSORS",
@@ -46,6 +49,7 @@ __all__ = [
     "is_compiled",
     "merge_equal_nodes",
     "qualified_name",
+    "shapes_before_sharding",
     "tf32_products",
     "tracers_of_this_thread",
     "unknown_sizes",
@@ -188,6 +192,26 @@ def decompositions(names: Iterable[str]) -> dict[Any, Callable[..., Any]]:
 def is_compiled(model: Any) -> bool:
     """Whether it is what `torch.compile(module)` gives."""
     return isinstance(model, torch._dynamo.OptimizedModule)
+
+
+def shapes_before_sharding(model: nn.Module) -> dict[int, torch.Size]:
+    """By identity, the shapes that parameters had before FSDP1 made flat shards of them; there is no public question.
+
+    Raises `ConfigError` where a model is in FSDP1 and this release of torch keeps them elsewhere.
+    """
+    shapes: dict[int, torch.Size] = {}
+    for module in model.modules():
+        handle = getattr(module, "_handle", None) if wrapper(module) == "FullyShardedDataParallel" else None
+        if handle is None:
+            continue
+        flat: Any = getattr(handle, "flat_param", None)
+        if not hasattr(flat, "_params") or not hasattr(flat, "_shapes"):
+            raise ConfigError(
+                "the model is in FSDP1, and this release of torch does not say which of its flat shards are matrices; "
+                "pass base=…, your own groups for the base model, or wrap by fully_shard"
+            )
+        shapes |= {id(p): shape for p, shape in zip(flat._params or (), flat._shapes, strict=False)}
+    return shapes
 
 
 def tf32_products() -> bool:

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from noble_fx.branches.base import Branch
 from noble_fx.errors import ConfigError
+from noble_fx.layers.registry import linear_weights
 from noble_fx.sites.heads import is_head_name
+from noble_fx.torch_versions import shapes_before_sharding
 from noble_fx.transform import named_branches
+from noble_fx.wrappers import own_name
 
 Group = dict[str, Any]
 
@@ -28,11 +32,14 @@ def param_groups(
 ) -> list[Group]:
     """Groups for `torch.optim`: the base parameters as usual, each kind of branch parameter with its own lr and decay.
 
+    Each group has "lr_scale", its multiplier: a loop that sets rates says `g["lr"] = lr * g["lr_scale"]` (`scale_lr`).
     `base`: your own groups (or parameters) for the base model, taken as they are; by default matrices decay and
     vectors do not. `muon=True` adds the key "use_muon" to every group: True for the base model's hidden matrices only,
     because the multipliers diverge on Muon's normalised updates. Frozen parameters are left out.
-    Raises `ConfigError` when `base` holds a branch parameter, or nothing is left to train.
+    Raises `ConfigError` when `base` holds a branch parameter, where branches or matrices cannot be told from the rest,
+    or nothing is left to train.
     """
+    _check_told_apart(model)
     branches = named_branches(model)
     if any(branch.folded for branch in branches.values()):
         raise ConfigError("the model is folded for inference; train the model it was folded from")
@@ -45,7 +52,7 @@ def param_groups(
             seen.add(id(parameter))
             decay = weight_decay if rate.decay else 0.0
             name = f"{branch.kind}.{role} ×{rate.lr:.4g}"
-            group = {"name": name, "params": [], "lr": lr * rate.lr, "weight_decay": decay}
+            group = {"name": name, "params": [], "lr": lr * rate.lr, "lr_scale": rate.lr, "weight_decay": decay}
             branch_groups.setdefault((name, rate.lr, decay), group)["params"].append(parameter)
     _check_all_learn(branches, seen)
     own = _default_base(model, branches, lr, weight_decay, muon) if base is None else _given_base(base, seen, lr)
@@ -53,6 +60,40 @@ def param_groups(
     if not groups:
         raise ConfigError("the model has no parameter that requires gradients, so there is nothing to train")
     return [{**group, "use_muon": group.get("use_muon", False)} for group in groups] if muon else groups
+
+
+def scale_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group to `lr` times its own "lr_scale": one step of a schedule.
+
+    Raises `ConfigError` for a group without one, which `param_groups` did not make.
+    """
+    for i, group in enumerate(optimizer.param_groups):
+        if "lr_scale" not in group:
+            raise ConfigError(
+                f"group {i} of the optimizer has no 'lr_scale'; build groups by noble_fx.param_groups, or give it one"
+            )
+    for group in optimizer.param_groups:
+        rate = lr * group["lr_scale"]
+        if isinstance(group["lr"], torch.Tensor):  # a captured step reads this very tensor
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def _check_told_apart(model: nn.Module) -> None:
+    """Refuse parameters that nobody can tell for a branch's or the base's: their classes are gone, or they are one."""
+    named = dict(model.named_parameters())
+    if flat := next((name for name in named if name.endswith("_flat_param")), None):  # FSDP1's own word
+        raise ConfigError(f"{flat!r} holds base and branches in one; wrap by FSDP(model, use_orig_params=True)")
+    branches = tuple(f"{fqn}." for fqn, module in model.named_modules() if isinstance(module, Branch))
+    for name, parameter in named.items():
+        path = name.rpartition(".")[0]
+        like_a_branch = "noble" in path.split(".") and {f"{path}.down", f"{path}.up"} <= named.keys()
+        if like_a_branch and parameter.requires_grad and not name.startswith(branches):
+            raise ConfigError(
+                f"{name!r} is a branch's parameter by its name, and no branch is behind it: an exported or traced copy "
+                "has no classes that say how it learns. Train the transformed model itself, and export it afterwards"
+            )
 
 
 def _check_all_learn(branches: dict[str, Branch], seen: set[int]) -> None:
@@ -70,26 +111,27 @@ def _default_base(
     model: nn.Module, branches: dict[str, Branch], lr: float, weight_decay: float, muon: bool
 ) -> list[Group]:
     taken = {id(p) for branch in branches.values() for p in branch.parameters()}
+    shapes = shapes_before_sharding(model)
     hidden: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for fqn, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in taken or not parameter.requires_grad:
                 continue
             taken.add(id(parameter))
-            if parameter.ndim < 2:
+            if len(shapes.get(id(parameter), parameter.shape)) < 2:
                 vectors.append(parameter)
-            elif muon and parameter.ndim == 2 and isinstance(module, nn.Linear) and not is_head_name(fqn):
+            elif muon and name in linear_weights(module) and not is_head_name(own_name(fqn, model)):
                 hidden.append(parameter)
             else:
                 matrices.append(parameter)
     groups = [
-        {"name": "base matrices (Muon)", "params": hidden, "lr": lr, "weight_decay": weight_decay, "use_muon": True},
-        {"name": "base matrices", "params": matrices, "lr": lr, "weight_decay": weight_decay},
-        {"name": "base vectors", "params": vectors, "lr": lr, "weight_decay": 0.0},
+        {"name": "base matrices (Muon)", "params": hidden, "weight_decay": weight_decay, "use_muon": True},
+        {"name": "base matrices", "params": matrices, "weight_decay": weight_decay},
+        {"name": "base vectors", "params": vectors, "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    return [{**group, "lr": lr, "lr_scale": 1.0} for group in groups if group["params"]]
 
 
 def _given_base(base: Iterable[Any], branch_ids: set[int], lr: float) -> list[Group]:
@@ -99,6 +141,7 @@ def _given_base(base: Iterable[Any], branch_ids: set[int], lr: float) -> list[Gr
     if loose:
         groups.append({"name": "base", "params": loose, "lr": lr})
     for group in groups:
+        group.setdefault("lr_scale", float(group["lr"] / lr) if lr and "lr" in group else 1.0)
         group["params"] = [group["params"]] if isinstance(group["params"], nn.Parameter) else list(group["params"])
         if any(id(p) in branch_ids for p in group["params"]):
             raise ConfigError(

@@ -26,11 +26,11 @@ def one_rank() -> Iterator[DeviceMesh]:
 
 
 @contextmanager
-def first_of_two() -> Iterator[None]:
+def first_of_two() -> Iterator[DeviceMesh]:
     """The first rank of two, of which the other is never heard: for what is cut into shards."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
-        yield
+        yield init_device_mesh("cpu", (2,))
     finally:
         dist.destroy_process_group()
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch._inductor.utils import fresh_cache
 
 from noble_fx import torch_versions
+from tests.one_rank import first_of_two, fsdp1
 
 PACKAGE = Path(__file__).parents[1] / "noble_fx"
 # Private names that torch's own documentation of backends uses.
@@ -170,3 +171,14 @@ def test_an_error_about_shapes_says_so():
 
 def test_a_functions_name_leads_back_to_it():
     assert torch_versions.qualified_name(torch.nn.functional.gelu) in ("torch.nn.functional.gelu", "torch._C._nn.gelu")
+
+
+def test_shapes_before_sharding_are_those_that_fsdp1_cut():
+    model = nn.Sequential(nn.Linear(3, 5))
+    assert torch_versions.shapes_before_sharding(model) == {}
+    with first_of_two():
+        sharded = fsdp1(model)
+        found = {
+            name: torch_versions.shapes_before_sharding(sharded)[id(p)] for name, p in sharded.module.named_parameters()
+        }
+        assert found == {"0.weight": (5, 3), "0.bias": (5,)}

@@ -3,12 +3,15 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import noble_fx
 from noble_fx import ConfigError
 from noble_fx.branches.base import Rate
 from noble_fx.transform import named_branches
+from noble_fx.wrappers import own_name
 from tests.models import tiny, tokens, transformed
+from tests.one_rank import first_of_two, fsdp1, fsdp2
 
 
 def by_parameter(model: nn.Module, groups: list[dict]) -> dict[str, dict]:
@@ -85,7 +88,7 @@ def test_own_base_groups_are_taken_as_they_are():
     model = transformed("modules")
     own = [p for name, p in model.named_parameters() if ".noble." not in name]
     groups = noble_fx.param_groups(model, lr=1.0, base=[{"params": own[:3], "lr": 7.0}, *own[3:]])
-    assert groups[0] == {"params": own[:3], "lr": 7.0}
+    assert groups[0] == {"params": own[:3], "lr": 7.0, "lr_scale": 7.0}
     assert groups[1]["params"] == own[3:]
     assert by_parameter(model, groups).keys() == dict(model.named_parameters()).keys()
 
@@ -144,13 +147,100 @@ def test_training_learns_more_than_noise():
     assert losses["noble"] < 0.6 * losses["plain"]
 
 
-def test_a_parameter_that_no_role_names_is_an_error_and_not_left_out():
+@pytest.mark.parametrize("put", [parametrizations.weight_norm, lambda m, n: prune.l1_unstructured(m, n, 0.5)])
+def test_what_is_behind_up_learns_as_up(put):
     model = noble_fx.transform(tiny(), rank=4)
-    branch = model.blocks[0].fc1.noble
-    torch.nn.utils.parametrize.register_parametrization(branch, "up", nn.Identity())
-    with pytest.raises(
-        ConfigError, match=r"'parametrizations.up.original' of the branch at 'blocks.0.fc1' has no role"
-    ):
+    put(model.blocks[0].fc1.noble, "up")
+    found = by_parameter(model, noble_fx.param_groups(model, lr=1.0))
+    assert found.keys() == dict(model.named_parameters()).keys()
+    behind = [group for name, group in found.items() if "fc1.noble.parametrizations.up" in name or "up_orig" in name]
+    assert behind
+    assert [group["lr"] for group in behind] == [pytest.approx(4**0.6)] * len(behind)
+
+
+def test_a_parameter_that_no_role_names_is_an_error_and_not_left_out():
+    model = noble_fx.transform(nn.Sequential(nn.Linear(8, 8)), rank=2)
+    model[0].noble.gate = nn.Linear(2, 2, bias=False)
+    with pytest.raises(ConfigError, match=r"'gate.weight' of the branch at '0' has no role"):
         noble_fx.param_groups(model, lr=1e-3)
-    branch.parametrizations.up.original.requires_grad_(False)
+    model[0].noble.gate.requires_grad_(False)
     noble_fx.param_groups(model, lr=1e-3)
+
+
+def test_a_copy_whose_branches_lost_their_class_is_refused():
+    program = torch.export.export(transformed("modules"), (tokens(),))
+    lost = torch.export.unflatten(program)
+    with pytest.raises(ConfigError, match=r"'blocks.0.q_proj.noble.down' is a branch's parameter by.*afterwards"):
+        noble_fx.param_groups(lost, lr=1.0)
+    lost.requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing to train"):
+        noble_fx.param_groups(lost, lr=1.0)
+    own = nn.Sequential()
+    own.noble = nn.Linear(4, 4)  # a user's own word
+    assert len(noble_fx.param_groups(own, lr=1.0)) == 2
+
+
+def test_muon_takes_the_matrices_of_gpt2_and_of_an_attention():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    model = noble_fx.transform(transformers.GPT2LMHeadModel(config), rank=4)
+    found = by_parameter(model, noble_fx.param_groups(model, lr=1.0, muon=True))
+    names = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    assert {n for n, g in found.items() if g["use_muon"]} == {f"transformer.h.0.{name}.weight" for name in names}
+    encoder = noble_fx.transform(nn.TransformerEncoderLayer(16, 2, 32), rank=4, select="all")
+    found = by_parameter(encoder, noble_fx.param_groups(encoder, lr=1.0, muon=True))
+    matrices = {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"}
+    assert {n for n, g in found.items() if g["use_muon"]} == matrices
+
+
+# --- rates that a loop sets ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_every_group_has_its_multiplier(muon):
+    groups = noble_fx.param_groups(transformed("modules"), lr=0.5, muon=muon)
+    assert all(group["lr"] == pytest.approx(0.5 * group["lr_scale"]) for group in groups)
+    assert {group["lr_scale"] for group in groups if group["name"].startswith("base")} == {1.0}
+    assert len({group["lr_scale"] for group in groups}) > 3
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, lambda g: torch.optim.Adam(g, capturable=True)])
+def test_a_loop_scales_the_rates_of_all_groups(make):
+    groups = noble_fx.param_groups(transformed("modules"), lr=1.0)
+    if make is not torch.optim.SGD:
+        groups = [{**group, "lr": torch.tensor(group["lr"])} for group in groups]
+    optimizer = make(groups)
+    optimizer.load_state_dict(optimizer.state_dict())  # as after a restart
+    rates = [group["lr"] for group in optimizer.param_groups]
+    noble_fx.scale_lr(optimizer, 0.25)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        assert float(group["lr"]) == pytest.approx(0.25 * group["lr_scale"])
+        assert not isinstance(rate, torch.Tensor) or group["lr"] is rate
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(ConfigError, match=r"group 7 of the optimizer has no 'lr_scale'"):
+        noble_fx.scale_lr(optimizer, 0.5)
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def roles(groups: list[dict], model: nn.Module) -> dict[str, str]:
+    names = {id(p): own_name(name, model) for name, p in model.named_parameters()}
+    return {names[id(p)]: group["name"] for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("shard", [fsdp1, fsdp2])
+def test_shards_learn_as_what_they_were_cut_from(shard):
+    plain = noble_fx.transform(tiny(), rank=4)
+    expected = roles(noble_fx.param_groups(plain, lr=1.0, muon=True), plain)
+    with first_of_two() as mesh:
+        model = noble_fx.transform(tiny(), rank=4)
+        model = shard(model, mesh) if shard is fsdp2 else shard(model)
+        assert roles(noble_fx.param_groups(model, lr=1.0, muon=True), model) == expected
+
+
+def test_one_flat_parameter_of_base_and_branches_is_refused():
+    with first_of_two():
+        model = fsdp1(noble_fx.transform(tiny(), rank=4), use_orig_params=False)
+        with pytest.raises(ConfigError, match=r"holds base and branches in one; .*use_orig_params=True"):
+            noble_fx.param_groups(model, lr=1.0)

@@ -16,7 +16,7 @@ from torch import nn
 
 from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup, expert_branches
-from noble_fx.layers.base import Augmented, plain_class
+from noble_fx.layers.base import Augmented, class_without_branch
 from noble_fx.layers.registry import augmented_class, obstacle, projections
 from noble_fx.sites.site import Site
 
@@ -81,6 +81,6 @@ def carriers(model: nn.Module) -> Iterator[nn.Module]:
 def detach(module: nn.Module) -> None:
     """Take the branches out of one module, and give it its own class back."""
     if isinstance(module, Augmented):
-        module.__class__ = plain_class(module)  # type: ignore[assignment]
+        module.__class__ = class_without_branch(module)  # type: ignore[assignment]
     if "noble" in module._modules:
         del module.noble

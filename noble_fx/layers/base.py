@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from noble_fx.branches.base import Branch
 from noble_fx.errors import CaptureError, Refusal
@@ -119,6 +120,16 @@ def plain_class(layer: nn.Module) -> type[nn.Module]:
     if not isinstance(layer, Augmented):
         return type(layer)
     return next(base for base in type(layer).__mro__ if issubclass(base, nn.Module) and not issubclass(base, Augmented))
+
+
+def class_without_branch(layer: nn.Module) -> type[nn.Module]:
+    """The class of a layer once its branch is gone: the one that it had, parametrized as it is today."""
+    plain = plain_class(layer)
+    if not parametrize.is_parametrized(layer):
+        return plain
+    # torch's class of a parametrized module holds a property for each such tensor, and how it is copied.
+    own = {name: value for name, value in vars(type(layer)).items() if name not in ("__dict__", "__weakref__")}
+    return type(f"Parametrized{plain.__name__}", (plain,), own)
 
 
 def _nothing(layer: Any) -> Refusal | None:

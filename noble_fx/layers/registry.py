@@ -120,6 +120,14 @@ def projections(module: nn.Module) -> tuple[str, ...]:
     return row.parameters if row is not None else ()
 
 
+def linear_weights(module: nn.Module) -> tuple[str, ...]:
+    """Names of the module's own parameters that are matrices of linear maps, as [N, K] or [K, N]."""
+    row = row_of(module)
+    if row is None or row.mixin is None or row.layout not in _MIXINS:
+        return ()
+    return row.parameters or ("weight",)
+
+
 def bias_of(module: nn.Module) -> torch.Tensor | None:
     """The b of the module's linear maps, or None."""
     row = row_of(module)

@@ -1,9 +1,13 @@
 """Where branches live in the tree, and how they are put there and taken out again."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
+import noble_fx
 from noble_fx import NobleBranch, NobleConfig, NobleLinear
 from noble_fx.attach.attach import attach, branch_paths, carriers, detach, named_branches, site_name
 from noble_fx.branches.experts import BranchGroup, StackedBranches
@@ -69,6 +73,24 @@ def test_an_attention_changes_its_class_for_its_projections_and_back():
         detach(carrier)
     assert type(model[0]) is nn.MultiheadAttention
     assert type(model[0].out_proj) is nn.modules.linear.NonDynamicallyQuantizableLinear
+
+
+@pytest.mark.parametrize("put", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_a_layer_that_was_parametrized_since_stays_parametrized(put):
+    model, x = noble_fx.transform(nn.Sequential(nn.Linear(6, 6)), rank=2).eval(), torch.randn(3, 6)
+    put(model[0])
+    calls = []
+    model[0].register_forward_hook(lambda *_: calls.append("hook"))
+    with noble_fx.disabled(model):
+        expected = model(x)
+    assert torch.equal(noble_fx.remove(model)(x), expected)
+    assert calls == ["hook", "hook"]
+    assert isinstance(model[0], nn.Linear)
+    assert not isinstance(model[0], NobleLinear)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    parametrize.remove_parametrizations(model[0], "weight")
+    assert type(model[0]) is nn.Linear
+    torch.testing.assert_close(model(x), expected)
 
 
 def test_branches_of_a_plain_model_are_none():
