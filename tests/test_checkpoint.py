@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -457,3 +458,12 @@ def test_a_folder_of_version_0_1_loads_and_computes_what_it_did(name, model):
     assert {site.fqn: site.rank for site in noble_fx.sites(loaded) if site.selected} == {
         site["fqn"]: site["rank"] for site in json.loads((folder / "noble_config.json").read_text())["sites"]
     }
+
+
+def test_a_whole_model_is_a_pickle_and_its_state_is_not(tmp_path):
+    model = transformed("modules")
+    torch.save(model, tmp_path / "model.pt")
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        torch.load(tmp_path / "model.pt")
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    assert list(torch.load(tmp_path / "state.pt")) == list(model.state_dict())

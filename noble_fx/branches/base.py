@@ -47,7 +47,7 @@ class Rate:
 class Branch(nn.Module):
     """A learnable map [.., K] -> [.., N] of rank `rank` beside a linear map; the base of every kind."""
 
-    kind: ClassVar[str] = ""  # the name that `transform(branch=…)` takes
+    kind: ClassVar[str] = ""  # the name that `transform(branch=…)` takes; the class's own where it says none
     action: ClassVar[str] = "add"
     folded = False  # True once constants were folded for inference, after which it cannot be drawn or saved
 
@@ -67,6 +67,7 @@ class Branch(nn.Module):
         # What a parent says of its forward is not said of another: a kind that replaces it says these anew, or runs as
         # the module that it is.
         super().__init_subclass__(**settings)
+        cls.kind = cls.kind or cls.__name__
         if "forward" in vars(cls):
             for name in ("fused_form", "merged", "fold"):
                 if name not in vars(cls):
@@ -107,12 +108,6 @@ class Branch(nn.Module):
         """A branch without values: its names and shapes only."""
         with torch.device("meta"):
             return cls(in_features, out_features, rank, config)
-
-    @classmethod
-    def saved_shapes(cls, in_features: int, out_features: int, rank: int, config: NobleConfig) -> dict[str, Any]:
-        """Name and shape of everything that a state_dict holds of such a branch."""
-        branch = cls.on_meta(in_features, out_features, rank, config)
-        return {name: tuple(tensor.shape) for name, tensor in branch.state_dict().items()}
 
     @classmethod
     def parameter_count(cls, in_features: int, out_features: int, rank: int, config: NobleConfig) -> int:

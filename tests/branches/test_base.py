@@ -17,7 +17,8 @@ CONFIG = NobleConfig(rank=2)
 def test_shapes_and_counts_need_no_values():
     branch = Softsign.on_meta(8, 6, 2, CONFIG)
     assert all(p.is_meta for p in branch.parameters())
-    assert Softsign.saved_shapes(8, 6, 2, CONFIG) == {"down": (2, 8), "up": (6, 2), "gain": (6,)}
+    shapes = {name: tuple(p.shape) for name, p in branch.named_parameters()}
+    assert shapes == {"down": (2, 8), "up": (6, 2), "gain": (6,)}
     assert Softsign.parameter_count(8, 6, 2, CONFIG) == 2 * 8 + 6 * 2 + 6
 
 
@@ -29,6 +30,12 @@ def test_what_a_kind_does_not_say_has_an_answer():
     assert super(Softsign, branch).parameter_roles().__next__() == ("down", branch.down, Rate(1.0, True))
     assert branch.label == "softsign"
     assert repr(branch) == "Softsign(8 -> 2 (softsign) -> 6)"
+
+
+def test_a_kind_without_a_name_has_that_of_its_class():
+    nameless = type("Nameless", (Softsign,), {"kind": ""})
+    assert nameless.kind == nameless(8, 6, 2, CONFIG).label == "Nameless"
+    assert Softsign.kind == "softsign"
 
 
 def test_how_it_runs_is_decided_once():
