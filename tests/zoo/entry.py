@@ -85,6 +85,8 @@ def _short(reason: str) -> str:
     short = {HEAD.reason: "head", ROUTER.reason: "router", TIED.reason: "tied weight"}
     if reason.startswith("a bare parameter"):
         return "bare parameter"
+    if reason.startswith(ROUTER.reason):
+        return "router"
     if "has a forward of its own" in reason:
         return "a forward of its own"
     if reason.startswith("rank 2 is not below"):
