@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 
 class NobleError(ValueError):
@@ -15,9 +16,19 @@ class NobleError(ValueError):
     what works is still to be looked for, on this model; whoever can look raises it anew.
     """
 
-    def __init__(self, text: str = "", *, advice: dict[str, Any] | None = None, dead_end: bool = False) -> None:
-        super().__init__(text)
-        self.advice, self.dead_end = advice or {}, dead_end
+    # No `__init__`, which torch.compile could not follow where a compiled model raises one.
+    advice: Mapping[str, Any] = MappingProxyType({})
+    dead_end: bool = False
+
+    def advising(self, **advice: Any) -> Self:
+        """The same error, with arguments that were tried and work."""
+        self.advice = advice
+        return self
+
+    def leading_nowhere(self, dead_end: bool = True) -> Self:
+        """The same error, as one that leaves open what works."""
+        self.dead_end = dead_end
+        return self
 
 
 class ConfigError(NobleError):

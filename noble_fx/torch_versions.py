@@ -8,6 +8,7 @@ all        names without an underscore exist in every release and are used where
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -116,16 +117,24 @@ def unknown_sizes(count: int) -> Iterator[UnknownSizes]:
     for size in sizes:
         torch._check(size >= 0)
 
-    def assumptions() -> int:
-        return len(shapes.guards) + sum(map(len, shapes.deferred_runtime_asserts.values()))
+    def assumed() -> bool:
+        asserts = [each.expr for group in shapes.deferred_runtime_asserts.values() for each in group]
+        return bool(shapes.guards) or not all(_holds(expression, sizes) for expression in asserts)
 
-    before, log = assumptions(), logging.getLogger("torch._subclasses.fake_tensor")
+    log = logging.getLogger("torch._subclasses.fake_tensor")
     mode, silent = FakeTensorMode(shape_env=shapes, allow_non_fake_inputs=True), log.disabled
     log.disabled = True  # it reports what is raised, with pages of advice
     try:
-        yield UnknownSizes(sizes, mode, lambda: assumptions() != before)
+        yield UnknownSizes(sizes, mode, assumed)
     finally:
         log.disabled = silent
+
+
+def _holds(expression: Any, sizes: list[torch.SymInt]) -> bool:
+    """Whether it says nothing about these sizes: torch notes that the places of a tensor are no negative numbers."""
+    symbols = [size.node.expr for size in sizes]
+    tried = itertools.product(range(1, 9), repeat=len(symbols))
+    return all(expression.subs(dict(zip(symbols, values, strict=True))) == True for values in tried)  # noqa: E712
 
 
 def autocast_is_on(device: str) -> bool:

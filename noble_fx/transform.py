@@ -92,9 +92,8 @@ def _asked_plan(model: nn.Module, config: NobleConfig, examples: Examples) -> Pl
         if examples and not capture.takes_examples:
             raise ConfigError(
                 f"example inputs are for capture='export', and capture={config.capture!r} runs no model to look at it "
-                "(noble_fx.programs(model, *inputs) shows graphs)",
-                dead_end=True,
-            )
+                "(noble_fx.programs(model, *inputs) shows graphs)"
+            ).leading_nowhere()
         answer = capture.plan(model, config, examples)
         if isinstance(answer, Plan):
             return dataclasses.replace(answer, config=answer.config.replace(capture=name))
@@ -104,7 +103,7 @@ def _asked_plan(model: nn.Module, config: NobleConfig, examples: Examples) -> Pl
                 "a Refusal(reason)"
             )
         refusals.append(f"capture={name!r} declines this model: {answer.reason}")
-    raise CaptureError("; ".join(refusals), dead_end=True)
+    raise CaptureError("; ".join(refusals)).leading_nowhere()
 
 
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:

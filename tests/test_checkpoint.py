@@ -389,7 +389,8 @@ def test_a_wrapped_model_is_not_loaded_into(wrap, name, folder):
         noble_fx.load(WRAPPED[wrap](tiny()), folder)
 
 
-def test_parts_that_are_wrapped_are_loaded_into(folder):
+def test_parts_that_are_wrapped_are_loaded_into(tmp_path):
+    folder = noble_fx.save(transformed("modules"), tmp_path / "saved")
     model = tiny()
     model.blocks[1] = checkpoint_wrapper(model.blocks[1])
     assert torch.equal(noble_fx.load(model, folder)(tokens()), noble_fx.load(tiny(), folder)(tokens()))

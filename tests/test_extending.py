@@ -43,7 +43,7 @@ def registries_as_before(monkeypatch, tmp_path):
         (activations, "_USER"),
         (kinds, "_KINDS"),
         (registry, "_ROWS"),
-        (pointwise, "_TEXT"),
+        (pointwise, "TABLE"),
     ):
         monkeypatch.setattr(owner, table, dict(getattr(owner, table)))
 

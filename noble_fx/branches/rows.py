@@ -37,7 +37,8 @@ _APART = frozenset(
 )
 _VIEWS = frozenset(("view", "reshape", "_unsafe_view"))  # could carry entries from one row to another
 _ALONG = frozenset(  # along `dim` or `dims`, which may be no axis of rows
-    "_log_softmax _softmax argsort cummax cummin cumprod cumsum flip gather logcumsumexp roll sort".split()  # noqa: SIM905
+    """_log_softmax _softmax argsort cummax cummin cumprod cumsum flip gather logcumsumexp roll slice_scatter
+    sort""".split()  # noqa: SIM905
 )
 _LOOKUPS = frozenset(("embedding", "index", "index_select"))  # of a table without rows, or by indices without
 _SIZED = _VIEWS | {

@@ -29,8 +29,10 @@ def advised(error: NobleError, model: nn.Module, config: NobleConfig, examples: 
         parts = [f"{name}={value!r}" for name, value in settings.items()] + ["no example inputs"] * bool(left_out)
         if count:
             text = f"{error}. What works for this model: {', '.join(parts)} ({count} layer{'s' * (count > 1)})"
-            return type(error)(text, advice={**settings, **left_out})
+            return type(error)(text).advising(**settings, **left_out)
         tried.append(" and ".join(parts))
+    if not examples and config.capture != "export":
+        tried.append("not capture='export', which takes example_inputs")
     listed = f" (tried: {'; '.join(tried)})" if tried else ""
     return type(error)(f"{error}. Nothing else was found to work for this model{listed}")
 

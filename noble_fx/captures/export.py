@@ -140,9 +140,8 @@ def _check_kind(model: nn.Module) -> None:
     if isinstance(model, fx.GraphModule):
         raise CaptureError(
             "the model is a GraphModule, a graph of one mode already, and capture='export' needs the Python model for "
-            "both",
-            dead_end=True,
-        )
+            "both"
+        ).leading_nowhere()
     if "forward" in vars(model):
         raise Declined("its forward was replaced on the object itself, which would run instead of the graphs")
 
@@ -154,9 +153,8 @@ def _bound(model: nn.Module, examples: Examples) -> Bound:
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((examples.args, examples.kwargs))):
         raise CaptureError(
             "capture='export' runs the model once on example inputs, and none were given as example_inputs=(x, …) or "
-            "example_kwargs={'input_ids': …}",
-            dead_end=True,
-        )
+            "example_kwargs={'input_ids': …}"
+        ).leading_nowhere()
     _check_devices(model, examples.args, examples.kwargs)
     signature = inspect.signature(model.forward)
     for name in _CACHES:
@@ -174,7 +172,7 @@ def _bound(model: nn.Module, examples: Examples) -> Bound:
     kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
     unnamed = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY)
     if inspect.Parameter.POSITIONAL_ONLY in kinds.values() or any(kinds.get(name) in unnamed for name in arguments):
-        raise CaptureError("forward takes positional-only arguments or *args, which have no names", dead_end=True)
+        raise CaptureError("forward takes positional-only arguments or *args, which have no names").leading_nowhere()
     notes = ("exported without a key–value cache (use_cache=False)",) if "use_cache" in kinds else ()
     if examples.dynamic_shapes is None:
         arguments = at_least_two(arguments)

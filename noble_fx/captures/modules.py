@@ -20,7 +20,7 @@ class Modules(Capture):
         try:
             return Plan(config, choose(model, maps, config))
         except ConfigError as error:
-            raise ConfigError(f"{error}{_elsewhere(model, maps)}", dead_end=error.dead_end) from None
+            raise ConfigError(f"{error}{_elsewhere(model, maps)}").leading_nowhere(error.dead_end) from None
 
     def maps(self, model: nn.Module) -> list[LinearMap]:
         return maps_with_roles(model)

@@ -65,7 +65,7 @@ class _RecomputedFunction(torch.autograd.Function):
             if len(used) < ctx.count:  # the others' parameters get no gradient at all, as if each were alone
                 h, kept = h[used], places(len(flat), ctx.count, used)
             operands = Operands.from_flat([flat[place] for place in kept], len(used), ctx.key)
-            unused = activation_program(ctx.key, h.shape[-1], h.dtype).unused
+            unused = activation_program(ctx.key, int(h.shape[-1]), h.dtype).unused
             needs = _without(unused, [ctx.needs_input_grad[3 + place] for place in kept], len(used))
             # backward() may be called inside autocast, which would run σ's products in the low precision.
             with without_autocast(h.device.type):

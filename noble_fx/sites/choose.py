@@ -28,7 +28,7 @@ def choose(model: nn.Module, maps: list[LinearMap], config: NobleConfig, strict:
     sites = [_decide(*entry, config, strict, action, has_blocks) for entry in zip(maps, wanted, excluded, strict=True)]
     sites = assign_ranks(model, sites, config, refuse=strict and not is_group(config.select))
     if strict and not any(site.selected for site in sites):
-        raise ConfigError(_nothing_selected(sites, config), dead_end=True)
+        raise ConfigError(_nothing_selected(sites, config)).leading_nowhere()
     return tuple(sites)
 
 

@@ -41,7 +41,7 @@ def test_which_parameters_are_not_used():
     act = Idle(RANK)
     program = activation_program(key_of(act), RANK, torch.float32)
     assert [program.names[at] for at in sorted(program.unused)] == ["spare", "read"]
-    assert activation_program(key_of(nn.PReLU()), RANK, torch.float32).unused == frozenset()
+    assert activation_program(key_of(nn.PReLU()), RANK, torch.float32).unused == ()
 
 
 class InPlace(nn.Module):

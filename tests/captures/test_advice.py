@@ -131,11 +131,11 @@ def test_another_selection_where_one_finds_layers():
 def test_where_nothing_works_it_ends():
     error = advice(Nothing(), {"select": "ffn"})
     assert error.advice == {}
-    assert "Nothing else was found to work for this model (tried: select='all')" in str(error)
+    assert "Nothing else was found to work for this model (tried: select='all'; not capture='export'" in str(error)
 
 
 def test_the_class_of_an_error_stays():
     for kind in (ConfigError, CaptureError):
-        error = advised(kind("no", dead_end=True), Decides(), NobleConfig(rank=2, capture="export"), Examples())
+        error = advised(kind("no").leading_nowhere(), Decides(), NobleConfig(rank=2, capture="export"), Examples())
         assert type(error) is kind
         assert error.advice == {"capture": "modules"}

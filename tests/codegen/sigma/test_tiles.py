@@ -60,5 +60,5 @@ def test_shapes_and_names():
 
 def test_only_a_number_is_filled_in():
     assert str(solid(Code.number(1.5), (WHOLE, LANE))) == "tl.full([64, 1], 1.5, tl.float32)"
-    assert str(solid(Code.number(1.5), ())) == "1.5"
+    assert str(solid(Code.number(1.5), ())) == "tl.full([], 1.5, tl.float32)"
     assert str(solid(Code.name("h"), (WHOLE,))) == "h"

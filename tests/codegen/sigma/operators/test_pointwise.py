@@ -32,8 +32,8 @@ TL = SimpleNamespace(
     erf=torch.erf,
     sigmoid=torch.sigmoid,
     where=torch.where,
-    maximum=lambda a, b, propagate_nan: torch.maximum(torch.as_tensor(a), torch.as_tensor(b)),
-    minimum=lambda a, b, propagate_nan: torch.minimum(torch.as_tensor(a), torch.as_tensor(b)),
+    maximum=lambda a, b, propagate_nan=None: torch.maximum(torch.as_tensor(a), torch.as_tensor(b)),
+    minimum=lambda a, b, propagate_nan=None: torch.minimum(torch.as_tensor(a), torch.as_tensor(b)),
     PropagateNan=SimpleNamespace(ALL=True),
     int64=torch.int64,
 )
