@@ -43,9 +43,12 @@ def registries_as_before(monkeypatch, tmp_path):
         (activations, "_USER"),
         (kinds, "_KINDS"),
         (registry, "_ROWS"),
-        (pointwise, "TABLE"),
     ):
         monkeypatch.setattr(owner, table, dict(getattr(owner, table)))
+    operators = dict(pointwise.TABLE)
+    yield
+    for added in pointwise.TABLE.keys() - operators.keys():
+        del pointwise.TABLE[added]
 
 
 def test_there_are_six_recipes_of_a_file_and_its_test():
