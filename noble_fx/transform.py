@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from noble_fx.attach.attach import attach, carriers, detach, named_branches
-from noble_fx.attach.draw import base_tensors, build_branches, draw_base, drawing
+from noble_fx.attach.draw import base_tensors, build_branches, draw_base
 from noble_fx.attach.restore import Before, restored_on_error, unchanged
 from noble_fx.attach.switched_off import is_off, switched_off, without_branch
 from noble_fx.attach.unwrapped import check_unwrapped, same_on_every_rank
 from noble_fx.branches.base import Branch
+from noble_fx.branches.drawing import drawing
 from noble_fx.branches.kinds import check_branch
 from noble_fx.captures import dynamo
 from noble_fx.captures.advice import advised

@@ -211,3 +211,138 @@ def test_a_pickled_model_works_in_a_new_process(tmp_path):
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(file), str(tmp_path / "out.pt")], check=True)
     answer = torch.load(tmp_path / "out.pt")
     torch.testing.assert_close(answer, model(tokens() + 3)[0])  # that process may use other threads
+
+
+# --- classes that transform themselves, which from_pretrained builds on the meta device ------------------------------
+
+
+class Wave(nn.Module):
+    """A σ with a linear layer of its own, which transformers would draw its own way, and a buffer of no checkpoint."""
+
+    def __init__(self, rank: int):
+        super().__init__()
+        self.mix = nn.Linear(rank, rank)
+        self.register_buffer("shift", torch.full((rank,), 0.5), persistent=False)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        return torch.cos(self.mix(h) + self.shift)
+
+
+class NobleLlama(transformers.LlamaForCausalLM):
+    settings = {"rank": 4, "seed": 0}
+
+    def __init__(self, config):
+        super().__init__(config)
+        noble_fx.transform(self, **self.settings)
+
+
+class NobleGPT2(transformers.GPT2LMHeadModel):
+    def __init__(self, config):
+        super().__init__(config)
+        noble_fx.transform(self.transformer.h, rank=4, seed=0)
+
+
+class WaveLlama(NobleLlama):
+    settings = {"rank": 4, "seed": 0, "act": Wave}
+
+
+SELF_TRANSFORMING = {"llama": NobleLlama, "gpt2": NobleGPT2, "own": WaveLlama}
+
+
+@pytest.fixture(params=SELF_TRANSFORMING)
+def noble(request):
+    """(the class, a plain model of the same shape)"""
+    return SELF_TRANSFORMING[request.param], make("gpt2" if request.param == "gpt2" else "llama")
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def assert_branches_equal(model: nn.Module, expected: nn.Module) -> None:
+    own, theirs = tensors(model), tensors(expected)
+    assert own.keys() == theirs.keys()
+    assert sum(".noble." in key for key in own) > 40
+    assert [key for key in own if ".noble." in key and not torch.equal(own[key], theirs[key])] == []
+
+
+def test_branches_that_a_checkpoint_lacks_are_drawn_as_transform_draws_them(noble, tmp_path):
+    cls, base = noble
+    base.save_pretrained(tmp_path)
+    model, fresh = cls.from_pretrained(tmp_path), cls(base.config)
+    assert_branches_equal(model, fresh)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in base.state_dict().items())
+    fresh.load_state_dict(base.state_dict(), strict=False)
+    ids = tokens() + 3
+    with torch.no_grad():
+        assert torch.equal(model(ids)[0], fresh.eval()(ids)[0])
+
+
+def test_save_pretrained_and_from_pretrained_round_trip_the_branches(noble, tmp_path):
+    cls, base = noble
+    model = loud(cls(base.config)).eval()
+    model.save_pretrained(tmp_path)
+    again = cls.from_pretrained(tmp_path)
+    assert_branches_equal(again, model)
+    with torch.no_grad():
+        assert torch.equal(again(tokens() + 3)[0], model(tokens() + 3)[0])
+
+
+def test_of_a_branch_that_is_there_in_part_the_rest_is_drawn(noble, tmp_path):
+    cls, base = noble
+    model, fresh = loud(cls(base.config)), cls(base.config)
+    kept = {
+        key: value for key, value in model.state_dict().items() if not key.endswith((".down", "bias", "mix.weight"))
+    }
+    model.save_pretrained(tmp_path, state_dict=dict(kept))  # which it empties
+    expected = {**tensors(fresh), **kept}
+    own = tensors(cls.from_pretrained(tmp_path))
+    assert [key for key in own if ".noble." in key and not torch.equal(own[key], expected[key])] == []
+
+
+def test_missing_branches_are_drawn_in_float32_and_stored_in_the_dtype_that_is_asked_for(tmp_path):
+    make("llama").save_pretrained(tmp_path)
+    model = NobleLlama.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    expected = noble_fx.transform(make("llama").to(torch.bfloat16), **NobleLlama.settings)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert_branches_equal(model, expected)
+
+
+def test_a_loaded_model_is_not_drawn_again(tmp_path):
+    make("llama").save_pretrained(tmp_path)
+    model = loud(NobleLlama.from_pretrained(tmp_path))
+    expected = {key: value.clone() for key, value in model.state_dict().items()}
+    for again in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        again.init_weights()
+        assert all(torch.equal(value, expected[key]) for key, value in again.state_dict().items())
+    plain = noble_fx.remove(model)
+    assert not any("noble" in key for key in tensors(plain))
+
+
+def test_a_copy_of_a_model_on_meta_still_lacks_its_values():
+    with torch.device("meta"):
+        model = NobleLlama(make("llama").config)
+    fresh = NobleLlama(model.config)
+    for made in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        made.init_weights()  # of what lies on meta still
+        made.to_empty(device="cpu").initialize_weights()
+        assert_branches_equal(nn.ModuleList(made.model.layers), nn.ModuleList(fresh.model.layers))
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("size", [107, 90])
+def test_the_branch_of_a_head_follows_resize_token_embeddings(tied, size):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(num_key_value_heads=1, tie_word_embeddings=tied, **SMALL, **TEXT)
+    model = transformers.LlamaForCausalLM(config)
+    model = loud(noble_fx.transform(model, rank=4, seed=0, select="lm_head|q_proj")).eval()
+    ids, shared = tokens() + 3, min(size, 99)
+    with torch.no_grad():
+        expected = model(ids)[0]
+        with pytest.warns(UserWarning, match="'lm_head' has .* outputs now"):
+            model.resize_token_embeddings(size)
+        torch.testing.assert_close(model(ids)[0][..., :shared], expected[..., :shared])
+    (head,) = [site for site in noble_fx.sites(model) if site.fqn == "lm_head"]
+    assert (head.selected, head.out_features, head.unfused) == (True, size, "")
+    assert model.lm_head.noble.up.shape == (size, 4)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from noble_fx.attach.attach import branch_paths, site_name
 from noble_fx.branches.base import Branch
+from noble_fx.branches.drawing import drawing
 from noble_fx.branches.kinds import branch_class
 from noble_fx.config import NobleConfig
 from noble_fx.distributed import laid_out_like, replicate_beside
 from noble_fx.layers.registry import bias_of
 from noble_fx.sites.site import Site
 from noble_fx.wrappers import own_name
-
-
-@contextmanager
-def drawing(config: NobleConfig, fqn: str) -> Iterator[None]:
-    """Random state for one layer: with a seed it depends on the layer's name alone, not on order or selection."""
-    if config.seed is None:
-        yield
-        return
-    digest = hashlib.sha256(f"{config.seed}:{fqn}".encode()).digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest[:7], "big"))
-        yield
 
 
 def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Branch]:
@@ -39,9 +24,10 @@ def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Br
     branches = []
     for path in branch_paths(site):
         # Drawn on the CPU in float32, so that a seed means the same branch on every device and in every dtype.
-        with drawing(config, own_name(site_name(path), model)), torch.device("meta" if weight.is_meta else "cpu"):
+        name = own_name(site_name(path), model)
+        with drawing(config, name), torch.device("meta" if weight.is_meta else "cpu"):
             branch = kind(site.in_features, site.out_features, site.rank, config, site.role)
-        branch.site = site
+        branch.site, branch.drawn_as, branch.lacks_values = site, name, weight.is_meta
         branch.prepare(site.unfused if config.fuse else "fuse=False")
         branch.to(device=weight.device, dtype=weight.dtype)
         replicate_beside(branch, weight)

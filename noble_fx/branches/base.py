@@ -18,7 +18,7 @@ an answer here that is right for any kind: parameters that learn like the base's
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from noble_fx.branches.bound import Bound, FusedForm
+from noble_fx.branches.drawing import drawing
 from noble_fx.branches.own_tensors import refill
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, Refusal
@@ -50,6 +51,8 @@ class Branch(nn.Module):
     kind: ClassVar[str] = ""  # the name that `transform(branch=…)` takes; the class's own where it says none
     action: ClassVar[str] = "add"
     folded = False  # True once constants were folded for inference, after which it cannot be drawn or saved
+    drawn_as = ""  # the name that its seed goes by
+    lacks_values = False  # made on the meta device, and not drawn since
 
     def __init__(self, in_features: int, out_features: int, rank: int, config: NobleConfig, role: str = "other"):
         super().__init__()
@@ -121,15 +124,38 @@ class Branch(nn.Module):
 
     def redraw(self) -> None:
         """Draw every value again, as when it was made; raises `ConfigError` where it is folded, pruned or in FSDP1."""
+        self._draw(lambda tensor: True)
+
+    def _draw(self, wanted: Callable[[Any], bool]) -> None:
         if self.folded:
             raise ConfigError(
                 "a folded model is for inference and cannot be drawn again; use the model it was folded from"
             )
-        kind = parametrize.type_before_parametrizations(self)
-        fresh = kind(self.in_features, self.out_features, self.rank, self.config, self.role)
-        for name, drawn in fresh.state_dict().items():
+        fresh = self.fresh(self.out_features)
+        for name, drawn in [*fresh.named_parameters(), *fresh.named_buffers()]:
             owner, _, leaf = name.rpartition(".")
-            refill(self.get_submodule(owner), leaf, drawn)
+            if wanted(getattr(self.get_submodule(owner), leaf)):
+                refill(self.get_submodule(owner), leaf, drawn)
+        self.lacks_values = False
+
+    def fresh(self, out_features: int) -> Branch:
+        """A new branch of its kind and settings, newly drawn."""
+        kind = parametrize.type_before_parametrizations(self)
+        branch: Branch = kind(self.in_features, out_features, self.rank, self.config, self.role)
+        return branch
+
+    # transformers builds a model on the meta device and loads it, asks each module whether it has its values, and sets
+    # this once it has initialised those that were not in the checkpoint, of which each tensor says the same.
+    @property
+    def _is_hf_initialized(self) -> bool:
+        return not self.lacks_values
+
+    @_is_hf_initialized.setter
+    def _is_hf_initialized(self, initialized: bool) -> None:
+        on_meta = any(tensor.is_meta for tensor in [*self.parameters(), *self.buffers()])
+        if initialized and self.lacks_values and not on_meta:
+            with torch.no_grad(), torch.device("cpu"), drawing(self.config, self.drawn_as):
+                self._draw(lambda tensor: not getattr(tensor, "_is_hf_initialized", False))
 
     def prepare(self, eager: str = "") -> None:
         """Decide once how it runs: `eager` is what its place says against the operator, "" where nothing does."""

@@ -5,6 +5,7 @@ over the same weight, which would leave the branch behind without a word. It mov
 
 PyTorch calls a hook for each module that is put into another; it is the one place that sees all such tools. What holds
 the old layer inside (a wrapper) or has a weight of its own (another layer, put there by the user) is left alone.
+The old layer with more or fewer outputs takes its branch along (`resized.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from noble_fx.branches.base import Branch
 from noble_fx.errors import ConfigError
 from noble_fx.layers.base import Augmented
 from noble_fx.layers.registry import augmented_class, obstacle, unsuitable_weight, why_eager
+from noble_fx.layers.resized import resize, resized_outputs
 
 _watching = False
 
@@ -26,7 +28,10 @@ _watching = False
 def _keep_branch(parent: nn.Module, name: str, new: nn.Module | None) -> None:
     """Move the branch of `parent.<name>` to `new`, which is about to take its place over the same weight."""
     old: Any = parent._modules.get(name)
-    if not isinstance(old, Augmented) or not _takes_the_place(old, new):
+    if not isinstance(old, Augmented) or new is None:
+        return
+    outputs = resized_outputs(old, new)
+    if outputs is None and not _takes_the_place(old, new):
         return
     layer: Any = new
     branch, kind = old.noble, type(layer).__qualname__
@@ -38,19 +43,23 @@ def _keep_branch(parent: nn.Module, name: str, new: nn.Module | None) -> None:
             "branches out first with noble_fx.remove(model)"
         )
     eager = why_eager(layer)
+    if outputs is not None:
+        resize(branch, name, outputs)
     layer.__class__ = augmented_class(layer)
     layer.noble = branch
     branch.prepare("fuse=False" if not branch.config.fuse else eager.reason if eager else "")
     warnings.warn(
-        f"layers with a branch are replaced by {kind} over the same weight; their branches move on to it",
+        f"layers with a branch are replaced by {kind} over the same weight; their branches move on to it"
+        if outputs is None
+        else f"the layer {name!r} has {outputs} outputs now, and its branch follows; new rows are drawn",
         stacklevel=4,
     )
 
 
-def _takes_the_place(old: Any, new: nn.Module | None) -> bool:
+def _takes_the_place(old: Any, new: nn.Module) -> bool:
     """True for a layer without a branch over the very weight of `old`, and without `old` inside."""
     weight = old._parameters.get("weight")
-    if weight is None or new is None or isinstance(new, Augmented) or new._parameters.get("weight") is not weight:
+    if weight is None or isinstance(new, Augmented) or new._parameters.get("weight") is not weight:
         return False
     return all(module is not old for module in new.modules())
 

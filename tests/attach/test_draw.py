@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from noble_fx import NobleConfig
-from noble_fx.attach.draw import build_branches, draw_base, drawing
+from noble_fx.attach.draw import build_branches, draw_base
+from noble_fx.branches.drawing import drawing
 from noble_fx.sites.site import Site
 
 SITE = Site("0", "ffn.in", "Linear", 8, 6, 2, True, "named", 28, action="add")
