@@ -39,6 +39,7 @@ def eager_linear_group(*arguments: Any) -> list[Tensor]:
 
 
 def forward(*arguments: Any) -> tuple[list[Tensor], Tensor]:
+    """(y [.., N] of each site, h [sites, .., r]) by PyTorch operators; h in float32 or better."""
     operands: Operands[Tensor] = Operands.of_group(*arguments)
     x, key = operands.x, operands.key
     h = torch.stack([bottleneck(x, site.down, site.down_bias) for site in operands.sites])
@@ -61,6 +62,7 @@ def backward(
     act_key: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
+    """One gradient for each operand in the flat order, by PyTorch operators; an empty tensor where `needs` says no."""
     operands = Operands.of_group(x, weight, [], down, [], up, act, act_key)
     wanted = Operands.from_flat(needs, len(weight))
     dx, of_sites = None, []

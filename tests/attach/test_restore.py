@@ -93,4 +93,8 @@ def test_what_only_looks_leaves_nothing_behind(model):
 
 
 def test_tensors_without_values_are_no_trouble():
-    stopped(nn.Linear(2, 2, device="meta"))
+    model = nn.Linear(2, 2, device="meta")
+    tensors = model.state_dict(keep_vars=True)
+    stopped(model)
+    assert model.state_dict(keep_vars=True).keys() == tensors.keys()
+    assert all(own is tensors[name] for name, own in model.state_dict(keep_vars=True).items())

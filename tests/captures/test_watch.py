@@ -113,7 +113,8 @@ def test_setting_what_is_there_already_is_no_change():
     def again(model):
         model.part.unread = 1
 
-    watched(Whole(), again)
+    copied, _ = watched(Whole(), again)  # it checks
+    assert copied.part.unread == 1
 
 
 def test_an_object_that_others_hold_keeps_its_class():

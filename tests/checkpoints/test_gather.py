@@ -127,4 +127,5 @@ def tiny_of_width_20():
 
 @pytest.mark.long
 def test_two_ranks(tmp_path):
-    torch.multiprocessing.spawn(on_two_ranks, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.spawn(on_two_ranks, (str(tmp_path),), nprocs=2)  # raises what a rank raised
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["model.safetensors", "noble_config.json"]

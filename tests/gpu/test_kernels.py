@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import noble_fx
 from noble_fx import NobleLinear, schema
 from noble_fx.ops import cuda
+from noble_fx.ops.operands import Operands
 from noble_fx.runtime import autotune, layer_kernels
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
 from tests.fused_layer import arguments, check, check_group, exact_of, layer_of, near, strided, take
@@ -115,8 +116,7 @@ def test_tf32_is_used_where_pytorch_is_told_to(monkeypatch):
     take(monkeypatch, VARIANTS[0])
     layer = on_gpu(torch.float32)
     x = rows(300, 256, torch.float32)
-    *tensors, act, key = arguments(layer, x)
-    kernels = cuda.kernels_for([*tensors, *act], 1, key, True, True)
+    kernels = cuda.kernels_for(Operands.of_linear(*arguments(layer, x)), True, True)
     assert kernels is not None
     assert kernels.plan.precision == "tf32"
     check(layer, x, scale=200)

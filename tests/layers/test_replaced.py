@@ -89,6 +89,8 @@ def test_the_user_is_told():
     model = made()
     with pytest.warns(UserWarning, match="replaced by Rounded over the same weight; their branches move on to it"):
         model[0] = Rounded.of(model[0])
+    assert isinstance(model[0], Rounded)
+    assert all(site.selected for site in noble_fx.sites(model))
 
 
 def test_a_layer_that_cannot_carry_it_is_refused_before_anything_is_changed():
