@@ -38,6 +38,21 @@ def test_the_release_is_one_that_pyproject_allows():
     assert (2, int(low)) <= torch_versions.RELEASE < (2, int(high))
 
 
+def test_the_exporters_library_is_read_once():
+    pytest.importorskip("onnxscript")
+    from torch.onnx._internal.exporter import _registration
+
+    read = _registration.onnxscript_apis.get_torchlib_ops
+    with torch_versions.onnx_library_read_once():
+        first = _registration.onnxscript_apis.get_torchlib_ops()
+    with torch_versions.onnx_library_read_once():
+        assert _registration.onnxscript_apis.get_torchlib_ops() is first
+    assert _registration.onnxscript_apis.get_torchlib_ops is read
+    assert [(meta.qualified_name, meta.function) for meta in first] == [
+        (meta.qualified_name, meta.function) for meta in read()
+    ]
+
+
 def test_a_transform_is_seen_while_it_runs():
     seen = []
     torch.func.vmap(lambda x: seen.append(torch_versions.in_functorch()) or x)(torch.ones(2))

@@ -44,6 +44,7 @@ from noble_fx.onnx_export.verify import Verification
 from noble_fx.onnx_export.verify import verify as compare
 from noble_fx.passes.history import Step
 from noble_fx.sites.from_file import METADATA
+from noble_fx.torch_versions import onnx_library_read_once
 from noble_fx.tracing_lock import tracing
 
 __all__ = ["ExportReport", "export_onnx"]
@@ -131,7 +132,7 @@ def _rewritten(program: ExportedProgram, join: str | bool, functions: bool) -> t
 def _translated(program: ExportedProgram, opset: int | None, kinds: list[Any]) -> Any:
     """The ONNX model, without what is of this machine; raises `ExportError` where it is not of the opset asked for."""
     try:
-        with quiet():
+        with quiet(), onnx_library_read_once():
             exported: Any = torch.onnx.export(
                 program, opset_version=opset, dynamo=True, verbose=False, custom_translation_table=translations()
             )
