@@ -11,6 +11,7 @@ from noble_fx.codegen.kernels.branch_weights import (
 )
 from noble_fx.codegen.plan import Layer, make_plan
 from noble_fx.runtime.launch import launch
+from tests.samples import crossed
 
 
 def layer_of(*columns: int, rank: int = 12, bias: bool = True, dtype: torch.dtype = torch.float32) -> Layer:
@@ -25,9 +26,11 @@ def test_the_width_of_a_row_of_partial_sums(bias):
     ]
 
 
-@pytest.mark.parametrize("columns", [(24,), (64, 70, 130)])
-@pytest.mark.parametrize(("rank", "rows"), [(12, 1), (12, 300), (64, 40), (200, 40)])
-def test_gradients_of_narrow_weights(columns, rank, rows):
+@pytest.mark.parametrize(
+    ("sizes", "columns"), crossed([(200, 40), (12, 1), (12, 300), (64, 40)], [(24,), (64, 70, 130)])
+)
+def test_gradients_of_narrow_weights(sizes, columns):
+    rank, rows = sizes
     layer = layer_of(*columns, rank=rank)
     plan = make_plan(layer, "interpreter")
     x = torch.randn(rows, 50)[:, :40]  # rows of any stride

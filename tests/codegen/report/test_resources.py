@@ -12,6 +12,7 @@ from noble_fx.codegen.plan import SHARED_BYTES, Layer, make_plan
 from noble_fx.codegen.report import resources
 from noble_fx.codegen.report.resources import compile_kernels
 from noble_fx.errors import KernelError
+from tests.samples import long
 
 pytest.importorskip("triton")
 
@@ -23,7 +24,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path))
 
 
-@pytest.mark.parametrize(("target", "tensor_core"), [("sm_80", "HMMA"), ("sm_90", "HGMMA"), ("gfx942", "v_mfma")])
+@pytest.mark.parametrize(("target", "tensor_core"), [long("sm_80", "HMMA"), ("sm_90", "HGMMA"), ("gfx942", "v_mfma")])
 def test_the_product_compiles_for_every_target(target, tensor_core):
     plan = make_plan(LAYER, resources.backend_of(target))
     compiled = compile_kernels(plan, [linear_up_forward(plan)], target)["linear_up_forward"]
@@ -80,9 +81,9 @@ def test_broken_promises_are_seen():
     ("target", "kernel", "settings"),
     [
         ("sm_80", "bottleneck_backward", {"act": "swiglu", "rank": 12, "dtype": torch.float16, "preset": "reference"}),
-        ("sm_90", "bottleneck_backward", {"act": "gelu_net", "rank": 20, "dtype": torch.float32}),
+        long("sm_90", "bottleneck_backward", {"act": "gelu_net", "rank": 20, "dtype": torch.float32}),
         ("sm_90", "branch_weight_backward", {"rank": 17, "out_features": (96, 32)}),
-        ("gfx942", "bottleneck_forward", {"rank": 64}),
+        long("gfx942", "bottleneck_forward", {"rank": 64}),
     ],
 )
 def test_a_sample_of_layers_compiles(target, kernel, settings):

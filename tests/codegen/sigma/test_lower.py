@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -12,15 +12,22 @@ from noble_fx.codegen.plan import make_plan
 from noble_fx.codegen.sigma.in_kernel import tensor_name
 from noble_fx.errors import KernelError
 from tests.codegen.one_layer import Pointwise, branch_of, check, layer_of, run, truth_of
+from tests.fuzz.budget import fuzzed
+from tests.samples import crossed, sampled
+
+# Of each way to build an activation one: alone, with constants, between mixers, gated, signed.
+ACTIVATIONS_IN_SUITE = {
+    "cosnet", "cosnet_double", "cos", "identity", "gelu", "leaky_relu", "relu", "tanh_scale", "silu_shift", "gelu_net",
+    "swiglu", "swiglu_net", "flip_silu", "neg_gelu",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("act", activation_names())
+@pytest.mark.parametrize("act", sampled(activation_names(), ACTIVATIONS_IN_SUITE))
 def test_every_activation_of_the_zoo(act):
     check(branch_of(act, rank=12))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("rows", [1, 31, 32, 100])
+@pytest.mark.parametrize(("rows", "dtype"), crossed([1, 31, 32, 100], [torch.float32, torch.bfloat16, torch.float16]))
 def test_ragged_rows(rows, dtype):
     check(branch_of("cosnet", 20), rows, dtype)
 
@@ -124,7 +131,7 @@ class Drawn(nn.Module):
         return h
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@fuzzed(5, cost=100)
 @given(
     steps=st.lists(st.sampled_from([*UNARY, "scale", "shift", "mixer", "gate"]), min_size=1, max_size=6),
     rank=st.integers(1, 80),
@@ -135,7 +142,7 @@ def test_any_chain_of_steps(steps, rank, rows, dtype):
     check(branch_of(lambda rank: Drawn(rank, steps), rank), rows, dtype)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@fuzzed(3, cost=200)
 @given(
     steps=st.lists(st.sampled_from([*UNARY, "scale", "shift", "mixer", "gate"]), min_size=2, max_size=5),
     rank=st.integers(129, 256),

@@ -8,6 +8,7 @@ from noble_fx.codegen.generate import generate
 from noble_fx.codegen.plan import make_plan
 from noble_fx.errors import KernelError
 from tests.codegen.one_layer import Pointwise, branch_of, check, layer_of
+from tests.samples import crossed, long
 
 FUNCTIONS = {
     "softmax": lambda h: torch.softmax(h, -1),
@@ -23,8 +24,8 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("rank", [12, 136])  # one tile of channels, and three of them with the last ragged
-@pytest.mark.parametrize("name", list(FUNCTIONS))
+# One tile of channels, and three of them with the last ragged.
+@pytest.mark.parametrize(("name", "rank"), crossed(list(FUNCTIONS), [12, 136]))
 def test_in_a_kernel(name, rank):
     check(branch_of(lambda _: Pointwise(FUNCTIONS[name]), rank), rows=35)
 
@@ -47,7 +48,7 @@ class Mixture(nn.Module):
         return torch.where(self.keep, mixed * self.scale, mixed + self.row) + self.shared
 
 
-@pytest.mark.parametrize("rank", [1, 2, 16, 21, 70, 130])
+@pytest.mark.parametrize("rank", [1, long(2), long(16), 21, long(70), 130])
 def test_parameters_of_every_shape(rank):
     check(branch_of(Mixture, rank))
 
@@ -63,8 +64,7 @@ class Through(nn.Module):
         return self.outwards(torch.tanh(self.inwards(h))) + h
 
 
-@pytest.mark.parametrize("width", [1, 3, 40])
-@pytest.mark.parametrize("rank", [1, 20])
+@pytest.mark.parametrize(("rank", "width"), crossed([20, 1], [1, 3, 40]))
 def test_products_of_every_width(rank, width):
     check(branch_of(lambda rank: Through(rank, width), rank))
 
