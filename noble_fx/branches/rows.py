@@ -30,7 +30,7 @@ from noble_fx.torch_versions import OpOverload, UnknownSizes, decides_on_values,
 # Besides the operators that torch calls pointwise. One whose name ends in "_" is the one without it.
 _APART = frozenset(
     """_prelu_kernel _to_copy alias clone copy detach fill hardswish lift_fresh_copy log_sigmoid_forward masked_fill
-    zero cat diagonal expand permute repeat select slice split split_with_sizes squeeze stack t transpose unbind
+    rsub zero cat diagonal expand permute repeat select slice split split_with_sizes squeeze stack t transpose unbind
     unsqueeze addmm addmv baddbmm bmm mm mv constant_pad_nd glu topk native_layer_norm _fused_rms_norm all amax
     amin aminmax any argmax argmin linalg_vector_norm logsumexp max mean min norm prod std sum var var_mean empty
     empty_like full full_like new_empty new_full new_ones new_zeros ones ones_like zeros zeros_like""".split()  # noqa: SIM905

@@ -63,6 +63,7 @@ KEPT = {
     "outer products": Function(outer),
     "groups of channels": Function(grouped),
     "in place": Function(in_place),
+    "the other way round": Function(lambda h: torch.rsub(h, h.sin(), alpha=0.5) + (1 - h)),
     "nothing": Function(lambda h: h),
 }
 

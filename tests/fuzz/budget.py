@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 CASES = int(os.environ.get("NOBLE_FX_FUZZ_CASES", 0))  # of each test; 0: the small budget of the suite
 
@@ -20,6 +20,7 @@ def fuzzed(few: int, cost: float = 1.0) -> Callable[[Any], Any]:
         derandomize=not CASES,
         deadline=None,
         database=None,
+        phases=[Phase.generate, Phase.shrink],  # to explain a failure takes minutes of runs, and says little
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )

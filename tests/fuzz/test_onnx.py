@@ -114,7 +114,7 @@ def inputs(model: Model, shape: tuple[int, ...], dtype: torch.dtype, with_ids: b
     return x, ids, torch.rand(shape, generator=generator) > 0.3
 
 
-@fuzzed(few=2, cost=200)
+@fuzzed(few=1, cost=200)
 @given(data=st.data())
 def test_a_file_is_its_model(data):
     model = data.draw(models())
