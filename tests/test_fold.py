@@ -14,6 +14,7 @@ from noble_fx.branches.activations import Mixer, ScaleShift, Signed
 from noble_fx.fold import fold_in_place
 from noble_fx.transform import named_branches
 from tests.models import loud, tiny, tokens, transformed
+from tests.samples import crossed
 
 FOLDABLE = {"cosnet", "cosnet_double", "cos", "neg_silu", "neg_gelu", "flip_silu", "flip_gelu", "silu_shift"} | {
     f"{name}_scale" for name in ("gelu", "silu", "tanh", "leaky_relu")
@@ -35,8 +36,7 @@ def layer(act, preset="reference", **settings) -> nn.Module:
     return disturbed(noble_fx.transform(model, rank=6, act=act, preset=preset, seed=0, **settings)).double()
 
 
-@pytest.mark.parametrize("preset", ["paper", "reference"])
-@pytest.mark.parametrize("act", noble_fx.activation_names())
+@pytest.mark.parametrize(("act", "preset"), crossed(noble_fx.activation_names(), ["paper", "reference"]))
 def test_every_activation_says_the_same(act, preset):
     model, x = layer(act, preset), torch.randn(3, 5, 12, dtype=torch.float64)
     folded = noble_fx.fold(model)
@@ -68,8 +68,7 @@ def test_the_original_is_unchanged_and_shares_nothing():
 EXAMPLES = {"example_inputs": (tokens(),)}
 
 
-@pytest.mark.parametrize("capture", ["fx", "modules", "export"])
-@pytest.mark.parametrize("act", ["cosnet", "gelu_scale"])
+@pytest.mark.parametrize(("capture", "act"), crossed(["fx", "modules", "export"], ["cosnet", "gelu_scale"]))
 def test_every_capture(capture, act):
     extra = EXAMPLES if capture == "export" else {}
     model = disturbed(noble_fx.transform(tiny(), rank=4, act=act, capture=capture, seed=0, **extra)).eval()

@@ -12,6 +12,7 @@ import noble_fx
 from noble_fx import ConfigError, NobleConfig, NobleLinear
 from noble_fx.transform import named_branches
 from tests.models import Gamma, Tiny, loud, silent, tiny, tokens, transformed
+from tests.samples import long
 
 CAPTURES = ["fx", "modules"]
 
@@ -271,7 +272,7 @@ def test_activation_checkpointing(use_reentrant):
     torch.testing.assert_close(x.grad, plain)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [long(False), True])
 def test_torch_compile_gives_the_same(capture, dynamic):
     model = loud(noble_fx.transform(tiny(layers=1), rank=4, capture=capture, select="all"))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)

@@ -14,8 +14,20 @@ import noble_fx
 from noble_fx import ExportError
 from noble_fx.runtime import OnnxModel
 from tests.models import WithOptional, loud, tiny, tokens, transformed
+from tests.samples import crossed, long
 
 AUTO = torch.export.Dim.AUTO
+
+
+def small(**settings):
+    """Two layers of features [B, T, 8] with branches, exported in a quarter of the time that a block takes."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8, bias=False))
+    return loud(noble_fx.transform(layers.eval(), **{"rank": 4, "select": "all", **settings}))
+
+
+def features(batch=2, length=5):
+    return torch.randn(batch, length, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module", params=["fx", "modules"])
@@ -71,7 +83,7 @@ def test_the_file_says_what_it_is(exported):
 
 
 def test_size_is_that_of_the_parameters(tmp_path):
-    model = noble_fx.transform(tiny(width=256), rank=16)
+    model = noble_fx.transform(tiny(width=256, layers=1), rank=16)
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx")
     parameters = 4 * sum(p.numel() for p in model.parameters())
     graph = onnx.load(report.path)
@@ -91,13 +103,18 @@ def optimised(path, folder) -> Counter:
     return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
 
 
-def test_at_most_seven_nodes_a_site_are_left(exported, tmp_path):
-    model, report = exported
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Counter:
+    """The operators of the base model as torch exports it."""
+    folder = tmp_path_factory.mktemp("plain")
+    bare = torch.export.export(tiny(), (tokens(),), dynamic_shapes=({0: AUTO, 1: AUTO},))
+    torch.onnx.export(bare, (), folder / "plain.onnx", dynamo=True, verbose=False)
+    return optimised(folder / "plain.onnx", folder)
+
+
+def test_at_most_seven_nodes_a_site_are_left(exported, plain, tmp_path):
+    _, report = exported
     with_branches = optimised(report.path, tmp_path)
-    with noble_fx.disabled(model):
-        bare = torch.export.export(model, (tokens(),), dynamic_shapes=({0: AUTO, 1: AUTO},))
-        torch.onnx.export(bare, (), tmp_path / "plain.onnx", dynamo=True, verbose=False)
-    plain = optimised(tmp_path / "plain.onnx", tmp_path)
     linears = plain["MatMul"] + plain["Gemm"] - 2 - 1  # without (q kᵀ) v of two blocks, and the head
     assert linears == 12
     biases = 8  # nodes of their own in the plain graph; k_proj has none, and that of fc1 is in BiasGelu
@@ -108,24 +125,31 @@ def test_at_most_seven_nodes_a_site_are_left(exported, tmp_path):
     assert with_branches["Transpose"] == plain["Transpose"]  # no weight is transposed while the model runs
 
 
-@pytest.mark.parametrize("fold", [True, False])
-@pytest.mark.parametrize(("join", "splits", "concats"), [("up", 0, 6), ("down", 6, 0), (False, 0, 0)])
-def test_what_is_joined(join, splits, concats, fold, tmp_path):
+@pytest.fixture(scope="module")
+def one_block(tmp_path_factory):
+    """A block with branches, and the operators of the file of its base model."""
     model = loud(noble_fx.transform(tiny(layers=1), rank=4))
+    with noble_fx.disabled(model):
+        path = tmp_path_factory.mktemp("base") / "base.onnx"
+        noble_fx.export_onnx(model, (tokens(),), path, verify=False)
+    return model, Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+@pytest.mark.parametrize(("joined", "fold"), crossed([("up", 0, 6), ("down", 6, 0), (False, 0, 0)], [True, False]))
+def test_what_is_joined(joined, fold, one_block, tmp_path):
+    join, splits, concats = joined
+    model, base = one_block
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", join=join, fold=fold)
     assert report.largest_error < 1e-5
     counts = Counter(node.op_type for node in onnx.load(report.path).graph.node)
-    with noble_fx.disabled(model):
-        base = noble_fx.export_onnx(model, (tokens(),), tmp_path / "base.onnx", verify=False)
-    plain = Counter(node.op_type for node in onnx.load(base.path).graph.node)
-    assert counts["Split"] - plain["Split"] == splits
-    assert counts["Concat"] - plain["Concat"] == concats
+    assert counts["Split"] - base["Split"] == splits
+    assert counts["Concat"] - base["Concat"] == concats
 
 
 @pytest.mark.parametrize("act", ["swiglu_net", "gelu_scale", "leaky_relu", "cosnet_double"])
 def test_other_activations(act, tmp_path):
-    model = loud(noble_fx.transform(tiny(layers=1), rank=4, act=act, select="all", preset="reference"))
-    assert noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx").largest_error < 1e-4
+    model = small(act=act, preset="reference")
+    assert noble_fx.export_onnx(model, (features(),), tmp_path / "m.onnx").largest_error < 1e-4
 
 
 class TwoInputs(nn.Module):
@@ -152,18 +176,17 @@ def test_keywords_and_several_outputs(tmp_path):
 
 
 def test_a_view_is_a_fine_example(tmp_path):
-    model = noble_fx.transform(tiny(layers=1), rank=4)
-    assert noble_fx.export_onnx(model, (tokens(2, 6)[:, :-1],), tmp_path / "m.onnx").largest_error < 1e-4
+    assert noble_fx.export_onnx(small(), (features(2, 6)[:, :-1],), tmp_path / "m.onnx").largest_error < 1e-4
 
 
 def test_another_dtype_leaves_the_model_alone(tmp_path):
-    model = transformed("modules")
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4))
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", dtype=torch.float16)
     assert next(model.parameters()).dtype == torch.float32
     assert OnnxModel(report.path)(tokens()).dtype == torch.float16
 
 
-@pytest.mark.parametrize("capture", ["modules", "export"])
+@pytest.mark.parametrize("capture", ["modules", long("export")])
 def test_gpt2_as_transformers_has_it(capture, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -247,25 +270,25 @@ def test_wrong_dynamic_shapes(tmp_path):
 
 def test_a_full_disk_leaves_nothing(tmp_path):
     """The operating system refuses to write more than a few hundred bytes, as a full disk would."""
-    model = noble_fx.transform(tiny(layers=1), rank=4)
+    model = small()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
     try:
-        refuse("writing .* failed: File too large; nothing was left there", model, (tokens(),), tmp_path / "m.onnx")
+        refuse("writing .* failed: File too large; nothing was left there", model, (features(),), tmp_path / "m.onnx")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_refusals_leave_nothing(tmp_path, monkeypatch):
-    model, path = noble_fx.transform(tiny(layers=1), rank=4), tmp_path / "m.onnx"
+    model, path = small(), tmp_path / "m.onnx"
     refuse("needs example inputs", model, (), path)
-    refuse("opset=9 cannot be written; use 18 to", model, (tokens(),), path, opset=9)
+    refuse("opset=9 cannot be written; use 18 to", model, (features(),), path, opset=9)
     refuse("the model cannot be exported", WithOptional(), (torch.ones(2, 3, 4),), path)
     monkeypatch.setattr("noble_fx.onnx_export.verify.difference", lambda *_: (1.0, 1.0))
-    refuse(r"differs from PyTorch by 1.00e\+00 .allowed: 0.0001.*was not written", model, (tokens(),), path)
+    refuse(r"differs from PyTorch by 1.00e\+00 .allowed: 0.0001.*was not written", model, (features(),), path)
     monkeypatch.setattr("noble_fx.onnx_export.verify.difference", lambda *_: (float("nan"), 1.0))
-    refuse("differs from PyTorch by nan", model, (tokens(),), path)
+    refuse("differs from PyTorch by nan", model, (features(),), path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,13 +9,14 @@ from torch import nn
 
 import noble_fx
 from noble_fx.runtime import OnnxModel
-from tests.models import Block, loud, tiny, tokens, transformed
+from tests.models import Block, loud, tiny, tokens
+from tests.samples import long
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("functions")
-    model = transformed("modules").eval()
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4, capture="modules"))
     noble_fx.export_onnx(model, (tokens(),), folder / "boxes.onnx", functions=True)
     noble_fx.export_onnx(model, (tokens(),), folder / "flat.onnx")
     return model, folder
@@ -26,14 +27,14 @@ def test_each_site_is_one_node_named_like_its_layer(both):
     model = onnx.load(folder / "boxes.onnx")
     boxes = [node for node in model.graph.node if node.domain == "noble_fx"]
     assert {node.op_type for node in boxes} == {"Linear"}
-    assert len(boxes) == 12
-    assert "blocks.1.fc2" in {node.name for node in boxes}
+    assert len(boxes) == 6
+    assert "blocks.0.fc2" in {node.name for node in boxes}
     assert "Cos" not in {node.op_type for node in model.graph.node}
     named = [site.fqn for site in noble_fx.sites(folder / "boxes.onnx") if site.selected]
     assert sorted(named) == sorted(node.name for node in boxes)
     # k_proj has no bias: two kinds, so two overloads
     assert Counter(node.overload for node in boxes) == Counter(
-        {f.overload: (2 if "no_bias" in f.overload else 10) for f in model.functions}
+        {f.overload: (1 if "no_bias" in f.overload else 5) for f in model.functions}
     )
     onnx.checker.check_model(model, full_check=True)
 
@@ -59,7 +60,10 @@ class Mixed(nn.Module):
         return self.wide(self.square(self.square(h.mean(1))))
 
 
-@pytest.mark.parametrize(("act", "dtype"), [("swiglu_net", torch.float32), ("cosnet", torch.float16)])
+@pytest.mark.parametrize(
+    ("act", "dtype"),
+    [("swiglu_net", torch.float16), long("swiglu_net", torch.float32), long("cosnet", torch.float16)],
+)
 def test_kinds_do_not_mix(act, dtype, tmp_path):
     torch.manual_seed(0)
     model = loud(noble_fx.transform(Mixed(), rank=4, act=act, select="all", capture="modules", preset="reference"))

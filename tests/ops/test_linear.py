@@ -8,6 +8,7 @@ from torch import Tensor
 
 from noble_fx.schema import LINEAR
 from tests.fused_layer import arguments, eagerly, small_layer
+from tests.samples import crossed
 
 ACTS = ["cosnet", "cosnet_double", "identity", "gelu_net", "swiglu", "silu_scale", "leaky_relu"]
 
@@ -18,8 +19,7 @@ def test_opcheck(act):
     torch.library.opcheck(LINEAR, arguments(layer, torch.randn(2, 3, 9, requires_grad=True)))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("preset", ["paper", "reference"])
+@pytest.mark.parametrize(("bias", "preset"), crossed([True, False], ["paper", "reference"]))
 def test_opcheck_of_the_inner_operators(bias, preset):
     layer = small_layer(bias=bias, preset=preset).requires_grad_(False)
     x, weight, bias_, down, down_bias, up, act, key = arguments(layer, torch.randn(2, 3, 9))
@@ -29,8 +29,7 @@ def test_opcheck_of_the_inner_operators(bias, preset):
     torch.library.opcheck(torch.ops.noble_fx.linear_backward, (dy, x, h, weight, down, up, act, key, needs))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(("act", "bias"), crossed(ACTS, [True, False]))
 def test_gradcheck_once_and_twice(act, bias):
     layer = small_layer(act, 5, 4, 3, bias=bias).double()
     x = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
