@@ -12,6 +12,7 @@ looked at before every run (`captures/assumed.py`), and what a graph would not d
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ def working_copy(model: nn.Module, training: bool) -> tuple[nn.Module, frozenset
 
     def stand_in(tensor: Tensor) -> Tensor:
         if id(tensor) in buffers:
-            return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+            return _cloned(tensor)
         return tensor.detach() if id(tensor) in parameters else tensor  # without the hooks of the user's
 
     copied, own = copy_over(model, stand_in)
@@ -54,26 +55,45 @@ def working_copy(model: nn.Module, training: bool) -> tuple[nn.Module, frozenset
 
 
 def watched_run(model: nn.Module, arguments: dict[str, Any], training: bool) -> ExampleRun:
-    """Run a copy of `model` in that mode, without gradients; raises `Declined` for what a graph would not do again."""
+    """Run a copy of `model` in that mode, without gradients; raises `Declined` for what a graph would not do again.
+
+    It is the second run that is watched: what the first one makes to keep (a cache, a flag) is not made again.
+    """
     copied, own = working_copy(model, training)
-    watch, strangers = Watch(copied, own, buffers_may_change=True), _Strangers(copied)
+    tables = [(module, dict(module._buffers)) for module in copied.modules()]
+    values = {id(buffer): _cloned(buffer) for buffer in copied.buffers()}
+    _, error = _guarded_run(copied, arguments, nullcontext())
+    for module, buffers in tables:
+        module._buffers = {name: values.get(id(buffer)) for name, buffer in buffers.items()}
+    watch = Watch(copied, own, buffers_may_change=True)
     results: list[Any] = []
-    error, effects = None, list[str]()
-    with watch.watching(), undisturbed() as draws, torch.no_grad():
+    if error is None:
+        with watch.watching():
+            results, error = _guarded_run(copied, arguments, watch.noting())
+            if error is None:
+                watch.check()
+    return ExampleRun(watch, results, list(copied.buffers()), error)
+
+
+def _guarded_run(
+    copied: nn.Module, arguments: dict[str, Any], noting: AbstractContextManager[None]
+) -> tuple[list[Any], Exception | None]:
+    """What comes out, or the error; raises `Declined` for what is done outside of the copy."""
+    strangers, effects = _Strangers(copied), list[str]()
+    results: list[Any] = []
+    error = None
+    with undisturbed() as draws, torch.no_grad():
         try:
-            with strangers, watch.noting(), decisions_noted(effects, EFFECTS):
+            with strangers, noting, decisions_noted(effects, EFFECTS):
                 results = _results(copied, arguments)
         except Exception as raised:
             error = raised
-        if strangers.changed:
-            raise Declined(strangers.changed[0])
-        if effects:
-            raise Declined(effects[0])
-        if drawn := draws():
-            raise Declined(f"forward draws random numbers of {drawn}, which a graph would not do again")
-        if error is None:
-            watch.check()
-    return ExampleRun(watch, results, list(copied.buffers()), error)
+        drawn = draws()
+    if strangers.changed or effects:
+        raise Declined((strangers.changed + effects)[0])
+    if drawn:
+        raise Declined(f"forward draws random numbers of {drawn}, which a graph would not do again")
+    return results, error
 
 
 def check_same(model: nn.Module, run: ExampleRun, program: nn.Module, copied: nn.Module, arguments: Any) -> None:
@@ -90,6 +110,10 @@ def check_same(model: nn.Module, run: ExampleRun, program: nn.Module, copied: nn
         _, expected = _differentiated(plain, plain, arguments)
     if not _all_same(gradients, expected):
         raise Declined(f"its graph gives other gradients than its forward in {mode} mode, on the example inputs")
+
+
+def _cloned(buffer: Tensor) -> Tensor:
+    return buffer.detach().clone().requires_grad_(buffer.requires_grad)
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
