@@ -12,7 +12,6 @@ looked at before every run (`captures/assumed.py`), and what a graph would not d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from noble_fx.captures.base import Declined
 from noble_fx.captures.meta_copy import copy_over
 from noble_fx.captures.tracing import EFFECTS, decisions_noted
 from noble_fx.captures.undisturbed import undisturbed
-from noble_fx.captures.watch import Watch
+from noble_fx.captures.watch import Watch, shown
 from noble_fx.torch_versions import TorchDispatchMode
 
 
@@ -57,34 +56,32 @@ def working_copy(model: nn.Module, training: bool) -> tuple[nn.Module, frozenset
 def watched_run(model: nn.Module, arguments: dict[str, Any], training: bool) -> ExampleRun:
     """Run a copy of `model` in that mode, without gradients; raises `Declined` for what a graph would not do again.
 
-    It is the second run that is watched: what the first one makes to keep (a cache, a flag) is not made again.
+    What the first run makes to keep (a cache, a flag) and a second one does not make again is no obstacle.
     """
     copied, own = working_copy(model, training)
     tables = [(module, dict(module._buffers)) for module in copied.modules()]
     values = {id(buffer): _cloned(buffer) for buffer in copied.buffers()}
-    _, error = _guarded_run(copied, arguments, nullcontext())
+    first, watch = (Watch(copied, own, buffers_may_change=True) for _ in range(2))
+    results, error = _guarded_run(copied, arguments, first)
     for module, buffers in tables:
         module._buffers = {name: values.get(id(buffer)) for name, buffer in buffers.items()}
-    watch = Watch(copied, own, buffers_may_change=True)
-    results: list[Any] = []
     if error is None:
-        with watch.watching():
-            results, error = _guarded_run(copied, arguments, watch.noting())
-            if error is None:
-                watch.check()
+        results, error = _guarded_run(copied, arguments, watch)
+    if error is None:
+        if again := [path for path in watch.sets if first.sets.get(path)]:
+            raise Declined(f"forward sets {shown(again[0])}, which a graph would not do again")
+        watch.check()
     return ExampleRun(watch, results, list(copied.buffers()), error)
 
 
-def _guarded_run(
-    copied: nn.Module, arguments: dict[str, Any], noting: AbstractContextManager[None]
-) -> tuple[list[Any], Exception | None]:
+def _guarded_run(copied: nn.Module, arguments: dict[str, Any], watch: Watch) -> tuple[list[Any], Exception | None]:
     """What comes out, or the error; raises `Declined` for what is done outside of the copy."""
     strangers, effects = _Strangers(copied), list[str]()
     results: list[Any] = []
     error = None
-    with undisturbed() as draws, torch.no_grad():
+    with watch.watching(), undisturbed() as draws, torch.no_grad():
         try:
-            with strangers, noting, decisions_noted(effects, EFFECTS):
+            with strangers, watch.noting(), decisions_noted(effects, EFFECTS):
                 results = _results(copied, arguments)
         except Exception as raised:
             error = raised

@@ -35,6 +35,7 @@ class Watch:
         self.against: list[str] = []
         self.called: set[str] = set()
         self.modes: dict[str, bool] = {}  # of the modules that were asked for `training`
+        self.sets: dict[Path, bool] = {}  # what was set, and whether to another value
         self.buffers_may_change = buffers_may_change
         self._own = own  # identities of the objects that belong to the copy alone
         self._places: dict[int, tuple[Any, Path]] = {id(m): (m, (name,)) for name, m in copied.named_modules()}
@@ -106,7 +107,8 @@ class Watch:
             if isinstance(instance, nn.Module) and name in instance._buffers and self.buffers_may_change:
                 return
             before = getattr(instance, name, MISSING)
-            if not (is_plain(value) and is_plain(before) and same(value, before)):
+            self.sets[path] = not (is_plain(value) and is_plain(before) and same(value, before))
+            if self.sets[path]:
                 self.against.append(f"forward sets {shown(path)}, which a graph would not do again")
 
     def _called(self, module: nn.Module) -> None:
