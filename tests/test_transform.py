@@ -285,13 +285,11 @@ def test_torch_compile_gives_the_same(capture, dynamic):
     torch.testing.assert_close(compiled(tokens(3, 4)), model(tokens(3, 4)))
 
 
-def test_a_users_torch_export_is_plain_aten_of_modules_and_the_nodes_of_a_captured_graph(capture):
+def test_a_users_torch_export_is_plain_aten(capture):
     program = torch.export.export(transformed(capture), (tokens(),), strict=False)
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    singles, grouped = {"modules": (0, 0), "fx": (8, 2)}[capture]  # q and v of a block have one input
-    assert targets.count(torch.ops.noble_fx.linear.default) == singles
-    assert targets.count(torch.ops.noble_fx.linear_group.default) == grouped
-    assert targets.count(torch.ops.aten.cos.default) == {"modules": 24, "fx": 0}[capture]
+    assert not any("noble_fx" in str(target) for target in targets)
+    assert targets.count(torch.ops.aten.cos.default) == 24
     torch.testing.assert_close(program.module()(tokens()), transformed(capture)(tokens()))
 
 

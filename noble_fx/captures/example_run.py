@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 from noble_fx.captures.base import Declined
 from noble_fx.captures.meta_copy import copy_over
 from noble_fx.captures.tracing import EFFECTS, decisions_noted
-from noble_fx.captures.undisturbed import undisturbed
 from noble_fx.captures.watch import Watch, shown
+from noble_fx.random_states import undisturbed
 from noble_fx.torch_versions import TorchDispatchMode
 
 

@@ -19,9 +19,9 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from noble_fx.captures.forward_signature import arguments_named
-from noble_fx.captures.undisturbed import undisturbed
 from noble_fx.errors import NobleError
 from noble_fx.exporting import own_export
+from noble_fx.random_states import undisturbed
 from noble_fx.torch_versions import ABOUT_SHAPES
 from noble_fx.tracing_lock import tracing
 

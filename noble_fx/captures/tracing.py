@@ -26,8 +26,8 @@ from torch.utils import _pytree as pytree
 from noble_fx.captures.assumed import Assumed
 from noble_fx.captures.base import Declined
 from noble_fx.captures.meta_copy import copy_over, meta_copy, to_meta
-from noble_fx.captures.undisturbed import undisturbed
 from noble_fx.captures.watch import Watch
+from noble_fx.random_states import undisturbed
 from noble_fx.torch_versions import TorchDispatchMode, autocast_is_on
 from noble_fx.tracing_lock import tracing
 

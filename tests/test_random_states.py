@@ -1,7 +1,7 @@
 """Whatever is drawn while a model is looked at, the user's own draws are as if nobody had."""
 
 import random
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import noble_fx
-from noble_fx.captures.undisturbed import undisturbed
+from noble_fx.random_states import random_states_kept, undisturbed
 
 
 def seeded():
@@ -37,6 +37,18 @@ def test_draws_are_the_same_inside_and_as_if_they_had_not_been_outside():
     assert draws() == expected
 
 
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_the_same_numbers_come_next_whatever_happened(error):
+    seeded()
+    expected = draws()
+    seeded()
+    with suppress(ValueError, KeyboardInterrupt), random_states_kept():
+        draws()
+        if error is not None:
+            raise error
+    assert draws() == expected
+
+
 class Draws(nn.Module):
     """Draws from everywhere, in layers whose names tell no role, so that forward is looked at."""
 
@@ -59,3 +71,13 @@ def test_no_verb_draws_for_the_user(capture):
     with nullcontext() if capture == "modules" else pytest.raises(noble_fx.CaptureError):
         noble_fx.transform(model, rank=2, select=".*", seed=0, capture=capture, **given)
     assert draws() == expected
+
+
+def test_a_seed_does_not_reach_the_generators_of_gpus(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(0)
+    assert seeds == [0]
+    noble_fx.reset_branches(noble_fx.transform(Draws(), rank=2, select=".*", seed=0))
+    noble_fx.programs(noble_fx.transform(nn.Sequential(nn.Linear(8, 8)), rank=2, select=".*", seed=0))
+    assert seeds == [0]
