@@ -77,8 +77,9 @@ def test_kinds_do_not_mix(act, dtype, tmp_path):
 
 
 def test_one_kind_needs_no_overload(tmp_path):
-    model = loud(noble_fx.transform(tiny(layers=1), rank=4, select=["blocks.0.fc1", "blocks.0.fc2"]))
-    noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", functions=True, fold=False)
+    layers = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8))
+    model = loud(noble_fx.transform(layers.eval(), rank=4, select="all"))
+    noble_fx.export_onnx(model, (torch.randn(2, 5, 8),), tmp_path / "m.onnx", functions=True, fold=False)
     (function,) = onnx.load(tmp_path / "m.onnx").functions
     assert (function.domain, function.name, function.overload) == ("noble_fx", "Linear", "")
     assert list(function.input)[:6] == ["x", "weight", "bias", "down", "down_bias", "up"]
