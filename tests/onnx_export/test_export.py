@@ -148,7 +148,7 @@ def test_what_is_joined(joined, fold, one_block, tmp_path):
 
 @pytest.mark.parametrize("act", ["swiglu_net", "gelu_scale", "leaky_relu", "cosnet_double"])
 def test_other_activations(act, tmp_path):
-    model = small(act=act, preset="reference")
+    model = loud(noble_fx.transform(nn.Linear(8, 12), rank=4, act=act, select="all", preset="reference"))
     assert noble_fx.export_onnx(model, (features(),), tmp_path / "m.onnx").largest_error < 1e-4
 
 
