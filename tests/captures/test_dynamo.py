@@ -25,7 +25,7 @@ def fresh():
 
 @pytest.mark.parametrize("capture", ["modules", "fx"])
 def test_training_step_equals_eager(capture):
-    model = transformed(capture)
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4, capture=capture))
     twin = copy.deepcopy(model)
     compiled = torch.compile(model, backend="noble_fx", options=AOT, fullgraph=True)
     for one in (compiled, twin):

@@ -143,8 +143,9 @@ def test_graphs_inside_the_graph_are_tidied(tmp_path):
 
 @pytest.mark.parametrize("functions", [False, True])
 def test_nothing_of_this_machine_is_in_the_file(functions, tmp_path):
-    model = noble_fx.transform(tiny(layers=1), rank=4)
-    noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", functions=functions)
+    layers = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 12), nn.LayerNorm(12), nn.Linear(12, 8))
+    model = noble_fx.transform(layers.eval(), rank=4, select="all")
+    noble_fx.export_onnx(model, (torch.randn(2, 5, 8),), tmp_path / "m.onnx", functions=functions)
     written = onnx.load(tmp_path / "m.onnx")
     graph = written.graph
     nodes = [*graph.node, *(node for f in written.functions for node in f.node)]

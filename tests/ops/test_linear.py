@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from noble_fx.schema import LINEAR
 from tests.fused_layer import arguments, eagerly, small_layer
+from tests.fuzz.budget import fuzzed
 from tests.samples import crossed
 
 ACTS = ["cosnet", "cosnet_double", "identity", "gelu_net", "swiglu", "silu_scale", "leaky_relu"]
@@ -45,7 +46,7 @@ def test_gradcheck_once_and_twice(act, bias):
     assert torch.autograd.gradgradcheck(call, fixed)
 
 
-@settings(max_examples=40, deadline=None)
+@fuzzed(20, cost=10)
 @given(
     batch=st.lists(st.integers(0, 4), min_size=0, max_size=3),
     sizes=st.tuples(st.integers(2, 12), st.integers(2, 12)),

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from noble_fx.schema import LINEAR_GROUP
 from tests.fused_layer import eagerly_each, group_arguments, small_layers
+from tests.fuzz.budget import fuzzed
 from tests.samples import crossed
 
 INNER = torch.ops.noble_fx
@@ -62,7 +63,7 @@ def test_gradcheck_once_and_twice(act, bias):
     assert torch.autograd.gradgradcheck(call, tensors)
 
 
-@settings(max_examples=30, deadline=None)
+@fuzzed(15, cost=10)
 @given(
     batch=st.lists(st.integers(0, 4), min_size=0, max_size=2),
     outs=st.lists(st.integers(2, 9), min_size=1, max_size=4),
