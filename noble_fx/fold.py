@@ -8,12 +8,11 @@ a strided view or costs a copy of it, which eats the gain. `export_onnx` joins W
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from noble_fx.attach.attach import named_branches
+from noble_fx.attach.copying import deep_copy
 from noble_fx.branches.base import Branch
 from noble_fx.captures.base import check_model
 from noble_fx.captures.table import captured
@@ -26,12 +25,18 @@ def fold(model: nn.Module) -> nn.Module:
     """An inference-only copy of `model`: in eval mode, without gradients, ω and φ folded. `model` is unchanged.
 
     What has nothing to fold (GELU, an activation of your own) is copied as it is. Raises `ConfigError` where the model
-    carries no branches.
+    carries no branches or cannot be copied.
     """
     check_model(model)
     if not named_branches(model):
         raise ConfigError("the model carries no branches, so there is nothing to fold; call noble_fx.transform first")
-    copied = copy.deepcopy(model)
+    try:
+        copied = deep_copy(model, {})
+    except Exception as error:
+        cause = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"the model cannot be copied, and a fold is a copy: {type(error).__name__}: {cause}"
+        ) from error
     fold_in_place(copied)
     return copied.eval().requires_grad_(False)
 

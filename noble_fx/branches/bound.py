@@ -43,7 +43,7 @@ class FusedForm:
 class Bound:
     """The places of a branch's tensors, and what must still hold for the operator to stand for the branch."""
 
-    __slots__ = ("_attributes", "_input", "_kind", "_places", "_shapes", "_unchanged", "_weight")
+    __slots__ = ("_attributes", "_branch", "_input", "_kind", "_places", "_shapes", "_unchanged", "_weight")
 
     def __init__(self, branch: Any, form: FusedForm):
         modules = dict(branch.named_modules())
@@ -57,7 +57,7 @@ class Bound:
 
         n, k, r = branch.out_features, branch.in_features, branch.rank
         self._input, self._weight = (k,), (n, k)
-        self._kind, self._attributes = type(branch), vars(branch)
+        self._branch, self._kind, self._attributes = branch, type(branch), vars(branch)
         self._places = tuple(map(place, (form.down, form.down_bias, form.up, form.up_bias, *form.act)))
         named = dict([*branch.named_parameters(), *branch.named_buffers()])
         self._shapes = [(r, k), (r,), (n, r), (n,), *(named[path].shape for path in form.act)]
@@ -74,6 +74,7 @@ class Bound:
             or branch._backward_hooks
             or branch._backward_pre_hooks
             or type(branch) is not self._kind
+            or branch is not self._branch  # a copy that shares it, such as a replica of DataParallel's
             or "forward" in self._attributes
             or torch_module._has_any_global_hook()
             or not self._unchanged()

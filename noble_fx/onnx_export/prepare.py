@@ -5,7 +5,6 @@ A copy shares the memory of plain parameters and has buffers of its own, so it c
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from noble_fx.attach.attach import named_branches
+from noble_fx.attach.copying import deep_copy
 from noble_fx.attach.switched_off import is_off
 from noble_fx.captures.table import captured
 from noble_fx.captures.torch_export import first_line
@@ -31,16 +31,13 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype | None = None, shared: bool
     """
     shared = shared and _switches_by_flag_alone(model)
     memo: dict[int, Any] = {id(p): _detached(p, shared) for p in model.parameters() if type(p) is nn.Parameter}
-    for module in model.modules():  # what a pruned or weight-normed layer computed last, which torch does not copy
-        computed = [v for v in vars(module).values() if isinstance(v, Tensor) and not v.is_leaf]
-        memo |= {id(tensor): tensor.detach().clone() for tensor in computed}
     if any(is_off(module) for _, module in captured(model)):
         raise ExportError(
             "inside noble_fx.disabled(model) a captured model is no whole; leave it, and for the base model export "
             "noble_fx.remove(copy.deepcopy(model))"
         )
     try:
-        copied = copy.deepcopy(model, memo)
+        copied = deep_copy(model, memo)
     except Exception as error:
         raise ExportError(
             f"the model cannot be copied, and an export works on a copy: {type(error).__name__}: {first_line(error)}"

@@ -53,3 +53,11 @@ def test_an_eager_branch_is_not_bound():
     branch = branch_of()
     branch.prepare("its place says no")
     assert branch.bound is None
+
+
+def test_nothing_for_a_copy_that_shares_it():
+    branch = branch_of()
+    replica = branch._replicate_for_data_parallel()
+    assert replica.bound is branch.bound
+    assert branch.bound.operands(replica, X, WEIGHT) is None
+    assert branch.bound.operands(branch, X, WEIGHT) is not None
