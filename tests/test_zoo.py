@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 import noble_fx
 from noble_fx import CaptureError, ConfigError
 from noble_fx.attach.attach import named_branches
+from noble_fx.branches.base import Branch
 from tests.samples import sampled
 from tests.zoo import BY_NAME, ZOO, Entry, transform_entry
 from tests.zoo.document import PATH, document
@@ -63,14 +64,24 @@ def loud(model: nn.Module) -> nn.Module:
     return model
 
 
+def idle(model: nn.Module, name: str, branch: Branch) -> bool:
+    """Whether it belongs to an expert whose own matrix gets no gradient either: no token was sent there."""
+    if not branch.site.experts:
+        return False
+    grad = model.get_parameter(branch.site.weight).grad
+    assert grad is not None
+    assert grad.abs().sum() > 0, "no expert got a token"
+    return not grad[int(name.rpartition(".")[2])].abs().sum() > 0
+
+
 def without_gradient(model: nn.Module, entry: Entry) -> list[str]:
-    """Parameters of branches that get none, but for the branch that is known to."""
+    """Parameters of branches that get none, but for the branch that is known to, and experts that got no token."""
     loss(model, entry).backward()
     known = EXPECTED[entry.name].silent
     return [
         f"{name}.{n}"
         for name, branch in named_branches(model).items()
-        if not known or known not in name
+        if (not known or known not in name) and not idle(model, name, branch)
         for n, p in branch.named_parameters()
         if p.grad is None or not p.grad.abs().sum() > 0
     ]
