@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-# `make test-long` runs what the suite only samples, `make fuzz CASES=2000` draws so many cases for each fuzz test.
+# `make test-long` runs what the suite only samples (README.md says what), `make fuzz CASES=2000` draws so many cases
+# for each fuzz test.
 # `make test TORCH=2.15.0` runs the suite with another release of torch, in a virtual environment of its own.
 PYTHON ?= python3
 TORCH ?=

@@ -7,6 +7,12 @@ from typing import Any
 
 import pytest
 
+# Of each way to build an activation one: alone, with constants, between mixers, gated, signed.
+ACTIVATIONS = {
+    "cosnet", "cosnet_double", "cos", "identity", "gelu", "leaky_relu", "relu", "tanh_scale", "silu_shift", "gelu_net",
+    "swiglu", "swiglu_net", "flip_silu", "neg_gelu",
+}  # fmt: skip
+
 
 def long(*values: Any) -> Any:
     """A case that the suite leaves out: another one goes the same way through the code."""

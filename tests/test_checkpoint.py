@@ -16,10 +16,17 @@ from noble_fx.branches import activations
 from tests.models import Tiny, WithOptional, loud, tiny, tokens, transformed
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "saved"
+    noble_fx.save(transformed("fx"), path)
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path):
-    noble_fx.save(transformed("fx"), tmp_path / "saved")
-    return tmp_path / "saved"
+def folder(saved, tmp_path):
+    """A saved model, for a test to change."""
+    return Path(shutil.copytree(saved, tmp_path / "saved"))
 
 
 @pytest.mark.parametrize("make", [lambda: transformed("fx"), lambda: transformed("modules")], ids=["fx", "modules"])

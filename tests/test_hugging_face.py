@@ -197,6 +197,7 @@ def test_seventy_billion_parameters_on_the_meta_device():
     assert all(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
 
 
+@pytest.mark.long  # another process imports transformers; `test_copies` pickles every architecture in this one
 def test_a_pickled_model_works_in_a_new_process(tmp_path):
     import subprocess
     import sys

@@ -22,5 +22,5 @@ def test_what_is_not_named_is_long():
     cases = [*sampled(["a", "b", "c"], {"b"}), long("d")]
     assert in_suite(cases) == [("b",)]
     assert [case.id for case in cases] == ["a", "b", "c", None]
-    with pytest.raises(ValueError, match="no case is called {'x'}"):
+    with pytest.raises(ValueError, match="no case is called"):
         sampled(["a"], {"x"})

@@ -10,7 +10,17 @@ PACKAGE = Path(__file__).parents[1] / "noble_fx"
 
 # A room (a folder, or a file of the top level) may import from itself and from rooms above it, never from below.
 ROOMS = [
-    {"distributed", "errors", "exporting", "files", "schema", "torch_versions", "tracing_lock", "wrappers"},
+    {
+        "distributed",
+        "errors",
+        "exporting",
+        "files",
+        "random_states",
+        "schema",
+        "torch_versions",
+        "tracing_lock",
+        "wrappers",
+    },
     {"config"},
     {"branches"},
     {"layers"},

@@ -12,6 +12,7 @@ import noble_fx
 from noble_fx import ConfigError, NobleConfig, NobleLinear
 from noble_fx.transform import named_branches
 from tests.models import Gamma, Tiny, loud, silent, tiny, tokens, transformed
+from tests.samples import ACTIVATIONS, long
 
 CAPTURES = ["fx", "modules"]
 
@@ -77,7 +78,10 @@ def test_transforming_twice_is_refused(capture):
 
 @pytest.mark.parametrize(
     ("act", "capture"),
-    [*((name, "modules") for name in noble_fx.activation_names()), ("cosnet", "fx"), ("swiglu_net", "fx")],
+    [
+        *((name, "modules") if name in ACTIVATIONS else long(name, "modules") for name in noble_fx.activation_names()),
+        *(("cosnet", "fx"), ("swiglu_net", "fx")),
+    ],
 )
 def test_every_activation_trains_through_the_operator(act, capture):
     model = loud(noble_fx.transform(tiny(), rank=4, act=act, capture=capture, preset="reference", seed=0))
@@ -271,7 +275,7 @@ def test_activation_checkpointing(use_reentrant):
     torch.testing.assert_close(x.grad, plain)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [long(False), True])
 def test_torch_compile_gives_the_same(capture, dynamic):
     model = loud(noble_fx.transform(tiny(layers=1), rank=4, capture=capture, select="all"))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=dynamic)
@@ -284,13 +288,11 @@ def test_torch_compile_gives_the_same(capture, dynamic):
     torch.testing.assert_close(compiled(tokens(3, 4)), model(tokens(3, 4)))
 
 
-def test_a_users_torch_export_is_plain_aten_of_modules_and_the_nodes_of_a_captured_graph(capture):
+def test_a_users_torch_export_is_plain_aten(capture):
     program = torch.export.export(transformed(capture), (tokens(),), strict=False)
     targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    singles, grouped = {"modules": (0, 0), "fx": (8, 2)}[capture]  # q and v of a block have one input
-    assert targets.count(torch.ops.noble_fx.linear.default) == singles
-    assert targets.count(torch.ops.noble_fx.linear_group.default) == grouped
-    assert targets.count(torch.ops.aten.cos.default) == {"modules": 24, "fx": 0}[capture]
+    assert not any("noble_fx" in str(target) for target in targets)
+    assert targets.count(torch.ops.aten.cos.default) == 24
     torch.testing.assert_close(program.module()(tokens()), transformed(capture)(tokens()))
 
 

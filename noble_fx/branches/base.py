@@ -154,7 +154,7 @@ class Branch(nn.Module):
     def _is_hf_initialized(self, initialized: bool) -> None:
         on_meta = any(tensor.is_meta for tensor in [*self.parameters(), *self.buffers()])
         if initialized and self.lacks_values and not on_meta:
-            with torch.no_grad(), torch.device("cpu"), drawing(self.config, self.drawn_as):
+            with torch.no_grad(), drawing(self.config, self.drawn_as):
                 self._draw(lambda tensor: not getattr(tensor, "_is_hf_initialized", False))
 
     def prepare(self, eager: str = "") -> None:

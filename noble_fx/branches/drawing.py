@@ -9,15 +9,20 @@ from contextlib import contextmanager
 import torch
 
 from noble_fx.config import NobleConfig
+from noble_fx.random_states import seed_cpu
 
 
 @contextmanager
 def drawing(config: NobleConfig, fqn: str) -> Iterator[None]:
-    """Random state for one layer: with a seed it depends on the layer's name alone, not on order or selection."""
+    """Random state for one layer: with a seed it depends on the layer's name alone, not on order or selection.
+
+    Inside, tensors are made on the CPU, whatever the default device: a seed is the same branch everywhere.
+    """
     if config.seed is None:
-        yield
+        with torch.device("cpu"):
+            yield
         return
     digest = hashlib.sha256(f"{config.seed}:{fqn}".encode()).digest()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int.from_bytes(digest[:7], "big"))
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        seed_cpu(int.from_bytes(digest[:7], "big"))
         yield

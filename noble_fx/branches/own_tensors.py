@@ -66,7 +66,7 @@ def refill(module: nn.Module, name: str, drawn: Tensor) -> None:
 def _refill_behind(module: nn.Module, name: str, drawn: Tensor) -> None:
     before = getattr(module, name)
     try:
-        setattr(module, name, drawn.to(before.device, before.dtype))
+        setattr(module, name, drawn.detach().to(before.device, before.dtype))
     except (NotImplementedError, RuntimeError) as error:
         raise ConfigError(
             f"{name!r} is parametrized, and its parametrization has no right_inverse that would take new values "

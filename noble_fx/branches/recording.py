@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx.branches.observed import quiet
+from noble_fx.random_states import random_states_kept
 from noble_fx.torch_versions import TorchDispatchMode
 
 ROWS = 6
@@ -33,7 +34,7 @@ def elsewhere(call: Callable[[], Result]) -> Result:
     """
 
     def quietly() -> Result:
-        with torch.random.fork_rng(devices=[]):
+        with random_states_kept():
             return call()
 
     with ThreadPoolExecutor(1) as pool:

@@ -21,7 +21,7 @@ from torch.nn.modules import module as torch_module
 
 from noble_fx.branches.base import Branch
 from noble_fx.captures.base import Declined
-from noble_fx.captures.values import MISSING, Frozen, SameTensor, Unfollowed, is_plain, same, state
+from noble_fx.captures.values import MISSING, Frozen, SameTensor, Unfollowed, is_plain, names_of, same, state
 from noble_fx.captures.watch import Path, Watch, shown
 from noble_fx.errors import CaptureError, Refusal
 
@@ -81,7 +81,7 @@ class Check:
     def __init__(self, model: nn.Module, assumed: Assumed, live: Container[str] = ()):
         """`live` are the modules that the graph calls as they are."""
         self.assumed = assumed
-        self.names = {id(module): name for name, module in model.named_modules()}
+        self.names = names_of(model)
         modules = dict(model.named_modules(remove_duplicate=False))
         self.modes = [(modules[name], mode, name) for name, mode in assumed.modes.items()]
         self.called = {name: modules[name] for name in assumed.called if name}

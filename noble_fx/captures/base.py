@@ -134,14 +134,3 @@ def check_model(model: Any) -> None:
         raise CaptureError("the model is already compiled; transform the plain model, then call torch.compile on it")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError("the model is a ScriptModule, which cannot be rewritten; transform the Python model")
-
-
-@contextmanager
-def modes_restored(model: nn.Module) -> Iterator[None]:
-    """Inside, every module's train or eval mode may change; afterwards each has its own again."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

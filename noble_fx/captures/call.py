@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +25,10 @@ class Call:
     defaults: dict[str, Any]  # of the arguments that were not given
     out_specs: dict[str, pytree.TreeSpec]
     notes: tuple[str, ...] = ()
+    _signature: inspect.Signature = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._signature = self.signature()  # not when it is called first: Dynamo cannot follow cached_property's lock
 
     def signature(self) -> inspect.Signature:
         """The original signature, `self` first; arguments that may be left out have the default None."""
@@ -36,10 +39,6 @@ class Call:
             parameters.append(kind(name, kind.POSITIONAL_OR_KEYWORD, default=None if optional else kind.empty))
         parameters += [kind(name, kind.KEYWORD_ONLY, default=None) for name in self.keyword_only]
         return inspect.Signature(parameters)
-
-    @cached_property
-    def _signature(self) -> inspect.Signature:
-        return self.signature()
 
     def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The flat inputs of the graphs; raises `CaptureError` where the graphs do not fit the call."""

@@ -3,7 +3,8 @@
 Export runs the model's Python on fake tensors, so it needs example inputs, takes any model whose Python does not
 branch on values, and sees every product: attention written with raw parameters, stacked experts, functional linears.
 Batch and sequence sizes stay dynamic (`Dim.AUTO`) unless the caller says else; everything that is not a tensor is
-fixed to its example.
+fixed to its example. It works on copies, on which each program must do what the model does
+(`captures/example_run.py`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from noble_fx.captures.base import Capture, Declined, Examples, Plan, modes_restored
+from noble_fx.captures.assumed import Assumed, check_hooks
+from noble_fx.captures.base import Capture, Declined, Examples, Plan
 from noble_fx.captures.call import Call, Fixed
 from noble_fx.captures.example_inputs import describe
-from noble_fx.captures.exported_model import MODES, ExportedModel, Graphs, Held, use_graphs
+from noble_fx.captures.example_run import check_same, watched_run, working_copy
+from noble_fx.captures.exported_model import MODES, Captured, ExportedModel, Graphs, Held, use_graphs
 from noble_fx.captures.in_place import leave_class
 from noble_fx.captures.plain_graph import plain_graph
 from noble_fx.captures.torch_export import (
@@ -41,6 +44,7 @@ from noble_fx.captures.torch_export import (
 )
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, Refusal
+from noble_fx.passes.history import Step
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import LinearMap, find_maps
 from noble_fx.torch_versions import decides_on_values
@@ -66,16 +70,16 @@ class Export(Capture):
 
     def plan(self, model: nn.Module, config: NobleConfig, examples: Examples) -> Plan | Refusal:
         try:
-            graphs, call = export(model, examples)
+            captured = export(model, examples)
         except Declined as reason:
             return Refusal(str(reason))
-        maps = find_maps(model, graphs=list(graphs.base.values()))
-        return Plan(config, choose(model, maps, config), (graphs, call))
+        maps = find_maps(model, graphs=list(captured.graphs.base.values()))
+        return Plan(config, choose(model, maps, config), captured)
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
-        graphs, call = plan.graphs
-        running = {mode: copy.deepcopy(graph) for mode, graph in graphs.base.items()}
-        ExportedModel.noble_enter(model, Held(graphs, call, running, {}))
+        captured: Captured = plan.graphs
+        running = {mode: copy.deepcopy(graph) for mode, graph in captured.graphs.base.items()}
+        ExportedModel.noble_enter(model, Held(captured, running, {}))
         self.rewrite(model, "train")
         return model
 
@@ -91,6 +95,12 @@ class Export(Capture):
 
     def graphs(self, module: Any) -> dict[str, fx.GraphModule]:
         return dict(module.noble_modules)
+
+    def rewrite(self, module: Any, pipeline: str) -> list[Step]:
+        steps = super().rewrite(module, pipeline)
+        for check in module.noble_checks.values():
+            check.take_branches(module)
+        return steps
 
     @contextmanager
     def disabled(self, module: Any) -> Iterator[None]:
@@ -111,22 +121,22 @@ class Export(Capture):
         return module.noble_call.notes
 
 
-def export(model: nn.Module, examples: Examples) -> tuple[Graphs, Call]:
+def export(model: nn.Module, examples: Examples) -> Captured:
     """Both programs of `model` and how to call them; raises `CaptureError` or `Declined` with the first cause."""
     _check_kind(model)
+    _check_inside(model)
     bound = _bound(model, examples)
-    programs = {}
-    with modes_restored(model):
-        for mode in MODES:
-            model.train(mode == "train")
-            programs[mode] = _program(model, bound)
+    programs: dict[str, ExportedProgram] = {}
+    assumed: dict[str, Assumed] = {}
+    for mode in MODES:
+        programs[mode], assumed[mode] = _checked_program(model, bound, mode)
     constants: dict[str, Any] = {}
     graphs = {
         mode: plain_graph(program.module(check_guards=False), model, constants, mode)
         for mode, program in programs.items()
     }
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return Graphs(graphs, constants, like.device, like.dtype), _call(model, bound, programs)
+    return Captured(Graphs(graphs, constants, like.device, like.dtype), _call(model, bound, programs), assumed)
 
 
 def export_once(model: nn.Module, examples: Examples) -> tuple[fx.Graph, dict[str, Any]]:
@@ -144,6 +154,16 @@ def _check_kind(model: nn.Module) -> None:
         ).leading_nowhere()
     if "forward" in vars(model):
         raise Declined("its forward was replaced on the object itself, which would run instead of the graphs")
+
+
+def _check_inside(model: nn.Module) -> None:
+    """Raise `Declined` for what is done around the modules inside, whose place the graphs take."""
+    check_hooks(model)
+    for name, module in model.named_modules():
+        if name and (module._forward_hooks or module._forward_pre_hooks):
+            raise Declined(f"{name} has hooks, which a graph would not call")
+        if "forward" in vars(module):
+            raise Declined(f"the forward of {name} was replaced on the object itself")
 
 
 # --- example inputs --------------------------------------------------------------------------------------------------
@@ -204,20 +224,33 @@ def _shapes(arguments: dict[str, Any], dynamic_shapes: Any) -> dict[str, Any]:
 # --- one program -----------------------------------------------------------------------------------------------------
 
 
-def _program(model: nn.Module, bound: Bound) -> ExportedProgram:
+def _checked_program(model: nn.Module, bound: Bound, mode: str) -> tuple[ExportedProgram, Assumed]:
+    """The program of that mode, which does what the model does, and what it takes for granted."""
+    training = mode == "train"
+    run = watched_run(model, bound.arguments, training)
+    copied, _ = working_copy(model, training)
+    program = _program(copied, bound, run.error)
+    if run.error is not None:
+        raise Declined(f"it can be exported, but not run{_where(run.error)}: {first_line(run.error)}")
+    check_same(model, run, program.module(check_guards=False), copied, bound.arguments)
+    return program, Assumed.of([run.watch], any_mode=False)
+
+
+def _program(model: nn.Module, bound: Bound, own: Exception | None = None) -> ExportedProgram:
+    """`model` as one program; `own` is what it raised itself on the same inputs."""
     try:
         return export_program(model, (), bound.arguments, bound.shapes)
     except Exception as error:
-        raise _why(model, bound, error) from error
+        raise _why(model, bound, error, own) from error
 
 
-def _why(model: nn.Module, bound: Bound, error: Exception) -> Exception:
+def _why(model: nn.Module, bound: Bound, error: Exception, own: Exception | None) -> Exception:
     """The first cause in plain words: a `CaptureError` where the inputs are to blame, else `Declined`."""
     cause = first_line(error)
     if bound.given_shapes and blames_shapes(error):
         return CaptureError(misfit(cause))
     decides = decides_on_values(error)
-    if not decides and (own := _own_failure(model, bound)) is not None:
+    if not decides and own is not None:
         return CaptureError(
             f"the model itself fails on the example inputs{_where(own)}: {type(own).__name__}: {first_line(own)}; "
             f"correct example_inputs or example_kwargs"
@@ -228,30 +261,10 @@ def _why(model: nn.Module, bound: Bound, error: Exception) -> Exception:
     return Declined(f"{cause}{_where(error)}; {tried}")
 
 
-def _own_failure(model: nn.Module, bound: Bound) -> Exception | None:
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), _buffers_restored(model):
-            model(**bound.arguments)
-    except Exception as error:
-        return error
-    return None
-
-
 def _where(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_THE_MODELS)]
     frames = [f for f in frames if "contextlib" not in f.filename]
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-
-
-@contextmanager
-def _buffers_restored(model: nn.Module) -> Iterator[None]:
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(before[name])
 
 
 def _call(model: nn.Module, bound: Bound, programs: dict[str, ExportedProgram]) -> Call:

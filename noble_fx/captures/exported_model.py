@@ -3,8 +3,9 @@
     noble_modules   train, eval    run by `forward`, chosen by `training`; they read the tree live
     noble_graphs    train, eval    the same without branches, for `disabled`
     noble_call      how arguments become the graphs' inputs, and their outputs the original result
+    noble_checks    train, eval    what each graph takes for granted of the model, looked at before it runs
 
-The graphs stand in for the forward of every module inside: hooks on those modules do not run.
+The graphs stand in for the forward of every module inside: hooks on those modules would not run, and are refused.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from noble_fx.captures.assumed import Assumed, Check
 from noble_fx.captures.base import HISTORY
 from noble_fx.captures.call import Call
 from noble_fx.captures.graph_pickle import read_graph, set_keys, write_graph
 from noble_fx.captures.in_place import OverUsersClass, enter_class
+from noble_fx.captures.portable import run_portable
 from noble_fx.errors import CaptureError
+from noble_fx.exporting import leaves_this_process
 
 MODES = ("train", "eval")
-_OWN = frozenset(("noble_modules", "noble_graphs", "noble_call"))
+_OWN = frozenset(("noble_modules", "noble_graphs", "noble_call", "noble_checks"))
 _TABLES = ("_modules", "_parameters", "_buffers")
 
 
@@ -59,11 +63,19 @@ class Graphs:
 
 
 @dataclass(frozen=True)
-class Held:
-    """All that makes a model an `ExportedModel`: `running` and `history` by mode."""
+class Captured:
+    """What export makes of a model: graphs, how they are called, and what each takes for granted, by mode."""
 
     graphs: Graphs
     call: Call
+    assumed: dict[str, Assumed]
+
+
+@dataclass(frozen=True)
+class Held:
+    """All that makes a model an `ExportedModel`: `running` and `history` by mode."""
+
+    captured: Captured
     running: dict[str, fx.Graph]
     history: dict[str, tuple[Any, ...]]
 
@@ -74,10 +86,13 @@ class ExportedModel(OverUsersClass, nn.Module):
     noble_modules: dict[str, GraphOverTree]
     noble_graphs: Graphs
     noble_call: Call
+    noble_checks: dict[str, Check]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         mode = "train" if self.training else "eval"
-        out = self.noble_modules[mode](*self.noble_call.leaves(args, kwargs))
+        self.noble_checks[mode]()
+        leaves, graph = self.noble_call.leaves(args, kwargs), self.noble_modules[mode]
+        out = run_portable(graph, *leaves) if leaves_this_process() else graph(*leaves)
         return pytree.tree_unflatten(out, self.noble_call.out_specs[mode])
 
     def _apply(self, fn: Any, recurse: bool = True) -> ExportedModel:
@@ -100,13 +115,12 @@ class ExportedModel(OverUsersClass, nn.Module):
         base = {mode: copy.deepcopy(graph) for mode, graph in self.noble_graphs.base.items()}
         constants = {name: copy.deepcopy(value) for name, value in self.noble_graphs.constants.items()}
         running = {mode: copy.deepcopy(module.graph) for mode, module in self.noble_modules.items()}
-        graphs = replace(self.noble_graphs, base=base, constants=constants)
-        return Held(graphs, self.noble_call, running, histories(self))
+        return Held(self._captured(base, constants), running, histories(self))
 
     def noble_written(self) -> Any:
         base = {mode: write_graph(graph) for mode, graph in self.noble_graphs.base.items()}
         running = {mode: write_graph(module.graph) for mode, module in self.noble_modules.items()}
-        return Held(replace(self.noble_graphs, base={}), self.noble_call, {}, histories(self)), base, running
+        return Held(self._captured({}, self.noble_graphs.constants), {}, histories(self)), base, running
 
     @staticmethod
     def noble_read(model: nn.Module, written: Any) -> Held:
@@ -114,13 +128,21 @@ class ExportedModel(OverUsersClass, nn.Module):
         graphs = {mode: read_graph(text) for mode, text in running.items()}
         for graph in graphs.values():
             set_keys(graph, model)
+        captured: Captured = held.captured
         base = {mode: read_graph(text) for mode, text in base.items()}
-        return replace(held, graphs=replace(held.graphs, base=base), running=graphs)
+        return replace(held, captured=replace(captured, graphs=replace(captured.graphs, base=base)), running=graphs)
+
+    def _captured(self, base: dict[str, fx.Graph], constants: dict[str, Any]) -> Captured:
+        """What was captured, with these graphs and constants."""
+        assumed = {mode: check.as_now() for mode, check in self.noble_checks.items()}
+        return Captured(replace(self.noble_graphs, base=base, constants=constants), self.noble_call, assumed)
 
     @staticmethod
     def noble_enter(model: Any, held: Held) -> None:
-        enter_class(model, ExportedModel, forward=_forward_with_signature(held.call))
-        vars(model).update(noble_graphs=held.graphs, noble_call=held.call)
+        captured = held.captured
+        enter_class(model, ExportedModel, forward=_forward_with_signature(captured.call))
+        checks = {mode: Check(model, assumed) for mode, assumed in captured.assumed.items()}
+        vars(model).update(noble_graphs=captured.graphs, noble_call=captured.call, noble_checks=checks)
         use_graphs(model, held.running, held.history)
 
     def noble_own(self) -> frozenset[str]:

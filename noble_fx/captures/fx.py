@@ -14,9 +14,11 @@ from noble_fx.captures.assumed import Assumed, Check, check_hooks
 from noble_fx.captures.base import HISTORY, Capture, Declined, Examples, Plan
 from noble_fx.captures.graph_pickle import read_graph, set_keys, write_graph
 from noble_fx.captures.in_place import OverUsersClass, enter_class, leave_class
+from noble_fx.captures.portable import portable, run_portable
 from noble_fx.captures.tracing import trace, trace_watched
 from noble_fx.config import NobleConfig
 from noble_fx.errors import Refusal
+from noble_fx.exporting import leaves_this_process
 from noble_fx.layers.registry import projections
 from noble_fx.passes.history import Step
 from noble_fx.sites.choose import choose
@@ -39,6 +41,17 @@ class CapturedModel(OverUsersClass, fx.GraphModule):
 
     noble_check: Check
 
+    @property  # torch.export takes the graph of a GraphModule without calling it
+    def graph(self) -> fx.Graph:
+        if not leaves_this_process():
+            return self._graph
+        self.noble_check()
+        return portable(self._graph)
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        fx.GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]
+
     def recompile(self) -> Any:
         code = super().recompile()
         kind: Any = type(self)
@@ -49,6 +62,8 @@ class CapturedModel(OverUsersClass, fx.GraphModule):
         @functools.wraps(run)
         def forward(self: CapturedModel, *args: Any, **kwargs: Any) -> Any:
             self.noble_check()
+            if leaves_this_process():
+                return run_portable(self, *args, **kwargs)
             return run(self, *args, **kwargs)
 
         kind.forward = forward
@@ -72,7 +87,7 @@ class CapturedModel(OverUsersClass, fx.GraphModule):
         attributes = vars(fx.GraphModule(nn.Module(), fx.Graph()))
         vars(model).update({name: attributes[name] for name in graph_attributes()})
         vars(model)["noble_check"] = Check(model, running.assumed)
-        fx.GraphModule.graph.fset(model, running.graph)  # type: ignore[attr-defined]
+        model.graph = running.graph
         model.meta[HISTORY] = running.history
 
     def noble_own(self) -> frozenset[str]:

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from noble_fx.captures.forward_signature import arguments_named
 from noble_fx.errors import NobleError
 from noble_fx.exporting import own_export
+from noble_fx.random_states import undisturbed
 from noble_fx.torch_versions import ABOUT_SHAPES
 from noble_fx.tracing_lock import tracing
 
@@ -31,7 +32,7 @@ def export_program(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
     """`model` in the mode that it is in as one program, without a word of torch's own."""
-    with tracing(), quiet(), own_export(), arguments_named(model, kwargs):
+    with tracing(), undisturbed(), quiet(), own_export(), arguments_named(model, kwargs):
         return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
 
 

@@ -14,7 +14,7 @@ import inspect
 import os
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -27,6 +27,7 @@ from noble_fx.captures.assumed import Assumed
 from noble_fx.captures.base import Declined
 from noble_fx.captures.meta_copy import copy_over, meta_copy, to_meta
 from noble_fx.captures.watch import Watch
+from noble_fx.random_states import undisturbed
 from noble_fx.torch_versions import TorchDispatchMode, autocast_is_on
 from noble_fx.tracing_lock import tracing
 
@@ -38,8 +39,13 @@ _NOT_THE_MODELS = (
 )
 _STDLIB = os.path.dirname(os.__file__)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+# What no graph does again.
+EFFECTS = {
+    "print": "prints, which the graph would not do",
+    "checkpoint": "computes activations anew in backward (checkpoint), which the graph would not do",
+}
 # Called by the model's own code while it is traced, each of these can decide on something a graph cannot see.
-_DECISIONS = {
+_DECISIONS = EFFECTS | {
     "isinstance": "asks for the type of a value (isinstance)",
     "is_tensor": "asks whether a value is a tensor",
     "is_grad_enabled": "asks whether gradients are on",
@@ -51,8 +57,6 @@ _DECISIONS = {
     "randn": "draws a random number outside the graph",
     "randint": "draws a random number outside the graph",
     "no_grad": "switches gradients on or off, which the graph would not do",
-    "print": "prints, which the graph would not do",
-    "checkpoint": "computes activations anew in backward (checkpoint), which the graph would not do",
     "autocast": "switches autocast on or off, which the graph would not do",
 }
 _READS_A_VALUE = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
@@ -117,7 +121,7 @@ def _trace_once(model: nn.Module, watch: Watch | None) -> fx.Graph:
     decisions: list[str] = []
     versions = {name: buffer._version for name, buffer in model.named_buffers()}
     tracer = _Tracer(watch, decisions)
-    with tracing(), watch.watching() if watch else nullcontext(), _decisions_noted(decisions):
+    with tracing(), undisturbed(), watch.watching() if watch else nullcontext(), decisions_noted(decisions):
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled()), _OutsideTheGraph(decisions):
                 graph = tracer.trace(model)
@@ -202,11 +206,13 @@ class _OutsideTheGraph(TorchDispatchMode):
 
 
 @contextmanager
-def _decisions_noted(decisions: list[str]) -> Iterator[None]:
-    """Note every call from the model's own code to something that decides behind the graph's back."""
+def decisions_noted(decisions: list[str], of: Mapping[str, str] = _DECISIONS) -> Iterator[None]:
+    """Note every call from the model's own code to one of those functions, with what is wrong about it."""
+    types_too = of is _DECISIONS
 
     def profile(frame: Any, event: str, arg: Any) -> None:
-        if event == "call" and not _is_foreign(frame.f_code.co_filename) and (line := _asks_for_type(frame.f_code)):
+        own = types_too and event == "call" and not _is_foreign(frame.f_code.co_filename)
+        if own and (line := _asks_for_type(frame.f_code)):
             decisions.append(f"{os.path.basename(frame.f_code.co_filename)}:{line} asks for the type of a value")
         if event == "c_call":
             caller, name = frame, getattr(arg, "__name__", "")
@@ -218,10 +224,10 @@ def _decisions_noted(decisions: list[str]) -> Iterator[None]:
                 caller = _models_own(caller) if frame.f_code.co_filename == torch.utils.checkpoint.__file__ else None
         else:
             return
-        if name in _DECISIONS and caller is not None:
+        if name in of and caller is not None:
             path = caller.f_code.co_filename
             if not _is_foreign(path):
-                decisions.append(f"{os.path.basename(path)}:{caller.f_lineno} {_DECISIONS[name]}")
+                decisions.append(f"{os.path.basename(path)}:{caller.f_lineno} {of[name]}")
 
     before = sys.getprofile()
     sys.setprofile(profile)

@@ -2,8 +2,8 @@
 
     [1, {"scale": 2.0}]   ->   (list, (1, (dict, (("scale", 2.0),))))
 
-A module goes by its name in the model, a tensor by being that very tensor, unchanged. What has a state that cannot be
-seen (a generator, an array of another library, a file) is not followed.
+A module, a parameter and a buffer go by their name in the model, another tensor by being that very tensor, unchanged.
+What has a state that cannot be seen (a generator, an array of another library, a file) is not followed.
 """
 
 from __future__ import annotations
@@ -50,8 +50,14 @@ def state(owner: Any, name: str, names: dict[int, str]) -> Frozen:
     return MISSING if value is MISSING else freeze(value, names)
 
 
+def names_of(model: nn.Module) -> dict[int, str]:
+    """The names of a model's modules, parameters and buffers by identity."""
+    named = [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
+    return {id(each): name for name, each in named}
+
+
 def freeze(value: Any, names: dict[int, str], depth: int = 0) -> Frozen:
-    """What `value` is now; `names` are those of the model's modules by identity. Raises `Unfollowed`."""
+    """What `value` is now; `names` are those of the model's modules and tensors by identity. Raises `Unfollowed`."""
     if is_plain(value):
         return _Exactly(value) if isinstance(value, bool | int | float | complex) and depth else value
     if depth > _DEPTH:
@@ -62,7 +68,7 @@ def freeze(value: Any, names: dict[int, str], depth: int = 0) -> Frozen:
 
     match value:
         case Tensor():
-            return SameTensor(value)
+            return (Tensor, names[id(value)]) if id(value) in names else SameTensor(value)
         case nn.Module():
             if id(value) not in names:
                 raise Unfollowed(f"a {type(value).__qualname__} that is no part of the model's tree")

@@ -17,10 +17,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from noble_fx.captures.base import Declined
-from noble_fx.captures.values import MISSING, Frozen, Unfollowed, is_plain, same, state
+from noble_fx.captures.values import MISSING, Frozen, Unfollowed, is_plain, names_of, same, state
 
 Path = tuple[str, ...]  # the name of a module, then of an attribute, then of an attribute of that
 _OF_EVERY_MODULE = (frozenset(vars(nn.Module())) | frozenset(vars(nn.Module))) - {"training", "_modules"}
+_RNN_OWN = ("_flat_weights", "_flat_weight_refs")  # the weights again, which `nn.RNNBase` keeps up to date
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that Python code made
 
 
@@ -29,10 +30,12 @@ class Watch:
 
     def __init__(self, copied: nn.Module, own: frozenset[int], buffers_may_change: bool = False):
         self.modules = {id(module): name for name, module in copied.named_modules()}
+        self._names = names_of(copied)
         self.reads: dict[Path, Frozen] = {}
         self.against: list[str] = []
         self.called: set[str] = set()
         self.modes: dict[str, bool] = {}  # of the modules that were asked for `training`
+        self.sets: dict[Path, bool] = {}  # what was set, and whether to another value
         self.buffers_may_change = buffers_may_change
         self._own = own  # identities of the objects that belong to the copy alone
         self._places: dict[int, tuple[Any, Path]] = {id(m): (m, (name,)) for name, m in copied.named_modules()}
@@ -89,6 +92,8 @@ class Watch:
                 self.called.add(owner[0])
             if path in self.reads or (is_module and name in _OF_EVERY_MODULE):
                 return
+            if name in _RNN_OWN and isinstance(instance, nn.RNNBase):
+                return
             if is_module and name == "training":
                 self.modes[owner[0]] = value
             elif not _computed(instance, name, value) and not self._look_into(path, value):
@@ -102,7 +107,8 @@ class Watch:
             if isinstance(instance, nn.Module) and name in instance._buffers and self.buffers_may_change:
                 return
             before = getattr(instance, name, MISSING)
-            if not (is_plain(value) and is_plain(before) and same(value, before)):
+            self.sets[path] = not (is_plain(value) and is_plain(before) and same(value, before))
+            if self.sets[path]:
                 self.against.append(f"forward sets {shown(path)}, which a graph would not do again")
 
     def _called(self, module: nn.Module) -> None:
@@ -111,7 +117,7 @@ class Watch:
 
     def _state(self, owner: Any, path: Path) -> Frozen:
         try:
-            return state(owner, path[-1], self.modules)
+            return state(owner, path[-1], self._names)
         except Unfollowed as reason:
             self.against.append(f"forward reads {shown(path)}, and a graph cannot follow {reason}")
             return None

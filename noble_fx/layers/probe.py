@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx.errors import Refusal
+from noble_fx.random_states import random_states_kept
 
 
 def why_no_map(layer: nn.Module, in_features: int, out_features: int) -> Refusal | None:
@@ -21,7 +22,7 @@ def why_no_map(layer: nn.Module, in_features: int, out_features: int) -> Refusal
     dtype = weight.dtype if isinstance(weight, Tensor) else torch.float32
     name = type(layer).__qualname__
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), random_states_kept():
             y = _on_meta(layer).forward(torch.empty(2, 3, in_features, dtype=dtype, device="meta"))
     except Exception as error:
         cause = str(error).strip().splitlines()[:1]

@@ -49,7 +49,7 @@ def _same_rows(before: Tensor | None, after: Tensor | None) -> bool:
 
 def resize(branch: Branch, name: str, out_features: int) -> None:
     """Give the branch of the layer `name` N' outputs; raises `ConfigError` where it cannot follow, unchanged."""
-    with torch.no_grad(), torch.device("cpu"), drawing(branch.config, branch.drawn_as):
+    with torch.no_grad(), drawing(branch.config, branch.drawn_as):
         fresh = _tensors(branch.fresh(out_features))
     own = _tensors(branch)
     if own.keys() != fresh.keys() or any(is_distributed(tensor) for tensor in own.values()):

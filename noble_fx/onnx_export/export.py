@@ -39,11 +39,11 @@ from noble_fx.onnx_export.request import (
     need_onnx,
 )
 from noble_fx.onnx_export.tolerance import dtypes_in, tolerances
-from noble_fx.onnx_export.untouched import random_states_kept
 from noble_fx.onnx_export.unwrap import plain_model
 from noble_fx.onnx_export.verify import Verification
 from noble_fx.onnx_export.verify import verify as compare
 from noble_fx.passes.history import Step
+from noble_fx.random_states import random_states_kept
 from noble_fx.sites.from_file import METADATA
 from noble_fx.torch_versions import onnx_library_read_once
 from noble_fx.tracing_lock import tracing
@@ -91,7 +91,7 @@ def export_onnx(
     arguments = named_arguments(model, args, kwargs)
     given = args, without_cache(model, kwargs, ExportError)
     args, kwargs = example_inputs(given, dtype)
-    with tracing(), staged(target, ExportError, overwrite) as work, random_states_kept(model), torch.no_grad():
+    with tracing(), staged(target, ExportError, overwrite) as work, random_states_kept(), torch.no_grad():
         progress("fold")
         copied, steps = folded_copy(model, dtype, fold)
         progress("capture")

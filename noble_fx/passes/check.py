@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from noble_fx.passes.example import Example, traced
 from noble_fx.passes.rule import Rule, run_passes
+from noble_fx.random_states import seed_cpu
 
 
 def check_rewrite(rule: Rule, example: Example | None = None) -> None:
@@ -23,7 +24,7 @@ def check_rewrite(rule: Rule, example: Example | None = None) -> None:
     if example is None:
         raise AssertionError(f"{rule.name} has no example of its rewrite")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+        seed_cpu(0)
         model = example.model().double()
         inputs = [torch.randn(shape, dtype=torch.float64) for shape in example.inputs]
         truth = (example.truth or example.before)(model, *inputs)

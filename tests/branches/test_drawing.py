@@ -27,3 +27,9 @@ def test_without_a_seed_it_is_the_callers():
     first = drawn(None, "a")
     torch.manual_seed(0)
     assert torch.equal(first, torch.randn(4))
+
+
+def test_it_is_on_the_cpu_whatever_the_default_device():
+    for seed in (1, None):
+        with torch.device("meta"):
+            assert drawn(seed, "a").device.type == "cpu"

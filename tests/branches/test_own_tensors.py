@@ -56,8 +56,9 @@ def test_values_are_refilled_in_place_and_behind_a_parametrization():
         assert getattr(module, name) is before
         assert torch.equal(before, values)
     linear = parametrizations.weight_norm(nn.Linear(3, 3))
-    refill(linear, "weight", torch.eye(3))
-    torch.testing.assert_close(linear.weight, torch.eye(3))
+    for drawn in (torch.eye(3), nn.Parameter(torch.eye(3).flip(0))):  # a fresh branch has parameters
+        refill(linear, "weight", drawn)
+        torch.testing.assert_close(linear.weight, drawn.detach())
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Scheduled(nn.Module):
 
 
 X = torch.randn(4, 8)
-CAPTURES = ["fx"]
+CAPTURES = ["fx", "export"]
 
 
 def made(capture, model=None):

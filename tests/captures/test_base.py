@@ -8,7 +8,7 @@ import noble_fx
 from noble_fx import CaptureError
 from noble_fx.attach.attach import named_branches
 from noble_fx.captures import Capture, Examples, Plan, captured, register_capture, table
-from noble_fx.captures.base import check_model, modes_restored
+from noble_fx.captures.base import check_model
 from noble_fx.captures.exported_model import GraphOverTree
 from noble_fx.errors import Refusal
 from noble_fx.sites.choose import choose
@@ -145,15 +145,6 @@ def test_what_is_no_plain_module_is_refused(make, message):
         check_model(make())
     with pytest.raises(CaptureError, match=message):
         noble_fx.transform(make(), rank=4)
-
-
-def test_modes_are_restored_after_an_error():
-    model = tiny().train()
-    model.blocks[1].eval()
-    modes = [module.training for module in model.modules()]
-    with pytest.raises(RuntimeError), modes_restored(model):
-        raise RuntimeError(model.eval())
-    assert [module.training for module in model.modules()] == modes
 
 
 @pytest.mark.parametrize("capture", ["fx", "modules", "export"])

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 import noble_fx
 from noble_fx.captures import dynamo
-from tests.models import Tiny, compiled_programs, loud, tokens, transformed
+from tests.models import Tiny, compiled_programs, loud, tiny, tokens, transformed
 
 AOT = {"then": "aot_eager"}
 
@@ -25,7 +25,7 @@ def fresh():
 
 @pytest.mark.parametrize("capture", ["modules", "fx"])
 def test_training_step_equals_eager(capture):
-    model = transformed(capture)
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4, capture=capture))
     twin = copy.deepcopy(model)
     compiled = torch.compile(model, backend="noble_fx", options=AOT, fullgraph=True)
     for one in (compiled, twin):
@@ -121,7 +121,7 @@ def test_graph_breaks_give_several_programs_with_their_own_sites():
 
 
 def test_dynamic_sizes_and_recompilations():
-    model = transformed()
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4))
     compiled = torch.compile(model, backend="noble_fx", options=AOT)
     for shape in ((2, 5), (3, 7), (4, 9)):
         torch.testing.assert_close(compiled(tokens(*shape)), model(tokens(*shape)))
@@ -194,6 +194,5 @@ def test_a_backend_may_be_given_as_a_function():
         seen.append(graph_module)
         return graph_module.forward
 
-    model = transformed()
-    torch.compile(model, backend="noble_fx", options={"then": mine})(tokens())
+    torch.compile(one_layer(), backend="noble_fx", options={"then": mine})(torch.ones(3, 8))
     assert len(seen) == 1

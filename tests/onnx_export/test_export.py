@@ -13,14 +13,26 @@ from torch import Tensor, nn
 import noble_fx
 from noble_fx import ExportError
 from noble_fx.runtime import OnnxModel
-from tests.models import WithOptional, loud, tiny, tokens, transformed
+from tests.models import WithOptional, loud, tiny, tokens
+from tests.samples import crossed, long
 
 AUTO = torch.export.Dim.AUTO
 
 
+def small(**settings):
+    """Two layers of features [B, T, 8] with branches, exported in a quarter of the time that a block takes."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8, bias=False))
+    return loud(noble_fx.transform(layers.eval(), **{"rank": 4, "select": "all", **settings}))
+
+
+def features(batch=2, length=5):
+    return torch.randn(batch, length, 8, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.fixture(scope="module", params=["fx", "modules"])
 def exported(request, tmp_path_factory):
-    model = transformed(request.param).train()
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4, capture=request.param)).train()
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     report = noble_fx.export_onnx(model, (tokens(1, 5),), path)
@@ -34,9 +46,9 @@ def test_the_report(exported):
     assert report.largest_error < 1e-5
     assert report.checked == ("[1, 5]", "[1, 1]", "[1, 4]", "[2, 6]", "[2, 10]")
     assert report.verified_by == "ONNX Runtime"
-    # In a captured graph two sites of each of the two blocks read one input and are one operator; here each is one.
-    groups = {"split_group": 4} if isinstance(model, torch.fx.GraphModule) else {}
-    assert report.passes == {**groups, "fold_branch": 12, "join_up": 12}
+    # In a captured graph two sites of the block read one input and are one operator; here each is one.
+    groups = {"split_group": 2} if isinstance(model, torch.fx.GraphModule) else {}
+    assert report.passes == {**groups, "fold_branch": 6, "join_up": 6}
     assert report.kept == {}
     assert report.inputs == {"idx": "INT64 [batch,sequence]"}
     assert report.size == report.path.stat().st_size
@@ -57,7 +69,7 @@ def test_the_branch_is_in_the_file(exported):
     assert (OnnxModel(report.path)(tokens()) - base).abs().max() > 0.1
     graph = onnx.load(report.path)
     onnx.checker.check_model(graph)
-    assert sum(node.op_type == "Cos" for node in graph.graph.node) == 24
+    assert sum(node.op_type == "Cos" for node in graph.graph.node) == 12
     assert {node.domain for node in graph.graph.node} == {""}
 
 
@@ -66,12 +78,12 @@ def test_the_file_says_what_it_is(exported):
     properties = {p.key: p.value for p in onnx.load(report.path).metadata_props}
     described = json.loads(properties["noble_fx"])
     assert described["config"]["rank"] == 4
-    assert sum(site["selected"] for site in described["sites"]) == 12
+    assert sum(site["selected"] for site in described["sites"]) == 6
     assert described["versions"]["torch"] == torch.__version__
 
 
 def test_size_is_that_of_the_parameters(tmp_path):
-    model = noble_fx.transform(tiny(width=256), rank=16)
+    model = noble_fx.transform(tiny(width=256, layers=1), rank=16)
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx")
     parameters = 4 * sum(p.numel() for p in model.parameters())
     graph = onnx.load(report.path)
@@ -91,41 +103,53 @@ def optimised(path, folder) -> Counter:
     return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
 
 
-def test_at_most_seven_nodes_a_site_are_left(exported, tmp_path):
-    model, report = exported
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Counter:
+    """The operators of the base model as torch exports it."""
+    folder = tmp_path_factory.mktemp("plain")
+    bare = torch.export.export(tiny(layers=1), (tokens(),), dynamic_shapes=({0: AUTO, 1: AUTO},))
+    torch.onnx.export(bare, (), folder / "plain.onnx", dynamo=True, verbose=False)
+    return optimised(folder / "plain.onnx", folder)
+
+
+def test_at_most_seven_nodes_a_site_are_left(exported, plain, tmp_path):
+    _, report = exported
     with_branches = optimised(report.path, tmp_path)
-    with noble_fx.disabled(model):
-        bare = torch.export.export(model, (tokens(),), dynamic_shapes=({0: AUTO, 1: AUTO},))
-        torch.onnx.export(bare, (), tmp_path / "plain.onnx", dynamo=True, verbose=False)
-    plain = optimised(tmp_path / "plain.onnx", tmp_path)
-    linears = plain["MatMul"] + plain["Gemm"] - 2 - 1  # without (q kᵀ) v of two blocks, and the head
-    assert linears == 12
-    biases = 8  # nodes of their own in the plain graph; k_proj has none, and that of fc1 is in BiasGelu
+    linears = plain["MatMul"] + plain["Gemm"] - 1 - 1  # without (q kᵀ) v, and the head
+    assert linears == 6
+    biases = 4  # nodes of their own in the plain graph; k_proj has none, and that of fc1 is in BiasGelu
     sites = sum(with_branches.values()) - (sum(plain.values()) - linears - biases)
-    assert sites / 12 <= 7
-    assert (with_branches["Gemm"], with_branches["Cos"]) == (36, 24)
-    assert with_branches["Concat"] == 12 + plain["Concat"]
+    assert sites / 6 <= 7
+    assert (with_branches["Gemm"], with_branches["Cos"]) == (18, 12)
+    assert with_branches["Concat"] == 6 + plain["Concat"]
     assert with_branches["Transpose"] == plain["Transpose"]  # no weight is transposed while the model runs
 
 
-@pytest.mark.parametrize("fold", [True, False])
-@pytest.mark.parametrize(("join", "splits", "concats"), [("up", 0, 6), ("down", 6, 0), (False, 0, 0)])
-def test_what_is_joined(join, splits, concats, fold, tmp_path):
+@pytest.fixture(scope="module")
+def one_block(tmp_path_factory):
+    """A block with branches, the file of its base model, and the operators in that."""
     model = loud(noble_fx.transform(tiny(layers=1), rank=4))
+    with noble_fx.disabled(model):
+        path = tmp_path_factory.mktemp("base") / "base.onnx"
+        noble_fx.export_onnx(model, (tokens(),), path, verify=False)
+    return model, path, Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+@pytest.mark.parametrize(("joined", "fold"), crossed([("up", 0, 6), ("down", 6, 0), (False, 0, 0)], [True, False]))
+def test_what_is_joined(joined, fold, one_block, tmp_path):
+    join, splits, concats = joined
+    model, _, base = one_block
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", join=join, fold=fold)
     assert report.largest_error < 1e-5
     counts = Counter(node.op_type for node in onnx.load(report.path).graph.node)
-    with noble_fx.disabled(model):
-        base = noble_fx.export_onnx(model, (tokens(),), tmp_path / "base.onnx", verify=False)
-    plain = Counter(node.op_type for node in onnx.load(base.path).graph.node)
-    assert counts["Split"] - plain["Split"] == splits
-    assert counts["Concat"] - plain["Concat"] == concats
+    assert counts["Split"] - base["Split"] == splits
+    assert counts["Concat"] - base["Concat"] == concats
 
 
 @pytest.mark.parametrize("act", ["swiglu_net", "gelu_scale", "leaky_relu", "cosnet_double"])
 def test_other_activations(act, tmp_path):
-    model = loud(noble_fx.transform(tiny(layers=1), rank=4, act=act, select="all", preset="reference"))
-    assert noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx").largest_error < 1e-4
+    model = loud(noble_fx.transform(nn.Linear(8, 12), rank=4, act=act, select="all", preset="reference"))
+    assert noble_fx.export_onnx(model, (features(),), tmp_path / "m.onnx").largest_error < 1e-4
 
 
 class TwoInputs(nn.Module):
@@ -152,18 +176,17 @@ def test_keywords_and_several_outputs(tmp_path):
 
 
 def test_a_view_is_a_fine_example(tmp_path):
-    model = noble_fx.transform(tiny(layers=1), rank=4)
-    assert noble_fx.export_onnx(model, (tokens(2, 6)[:, :-1],), tmp_path / "m.onnx").largest_error < 1e-4
+    assert noble_fx.export_onnx(small(), (features(2, 6)[:, :-1],), tmp_path / "m.onnx").largest_error < 1e-4
 
 
 def test_another_dtype_leaves_the_model_alone(tmp_path):
-    model = transformed("modules")
+    model = loud(noble_fx.transform(tiny(layers=1), rank=4))
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", dtype=torch.float16)
     assert next(model.parameters()).dtype == torch.float32
     assert OnnxModel(report.path)(tokens()).dtype == torch.float16
 
 
-@pytest.mark.parametrize("capture", ["modules", "export"])
+@pytest.mark.parametrize("capture", ["modules", long("export")])
 def test_gpt2_as_transformers_has_it(capture, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -194,15 +217,14 @@ def test_attention_with_raw_parameters(capture, tmp_path):
     assert report.passes["join_up"] == (4 if capture == "export" else 3)
 
 
-def test_a_plain_model_and_a_linear_branch(tmp_path):
-    report = noble_fx.export_onnx(tiny(layers=1), (tokens(),), tmp_path / "plain.onnx")
-    assert report.passes == {}
+def test_a_plain_model_and_a_linear_branch(one_block, tmp_path):
+    assert noble_fx.export_onnx(nn.Linear(8, 8), (features(),), tmp_path / "plain.onnx").passes == {}
     model = loud(noble_fx.transform(tiny(layers=1), rank=4, act="identity", capture="fx"))
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx")
     assert report.passes == {"split_group": 2, "merge_branch": 6}
-    assert report.size < 1.05 * (tmp_path / "plain.onnx").stat().st_size + 4000
-    unfused = loud(noble_fx.transform(tiny(layers=1), rank=4, fuse=False))
-    assert noble_fx.export_onnx(unfused, (tokens(),), tmp_path / "u.onnx").passes == {"fold_branch": 6}
+    assert report.size < 1.05 * one_block[1].stat().st_size + 4000
+    unfused = small(fuse=False)
+    assert noble_fx.export_onnx(unfused, (features(),), tmp_path / "u.onnx").passes == {"fold_branch": 2}
 
 
 def refuse(message, *args, **kwargs):
@@ -247,25 +269,25 @@ def test_wrong_dynamic_shapes(tmp_path):
 
 def test_a_full_disk_leaves_nothing(tmp_path):
     """The operating system refuses to write more than a few hundred bytes, as a full disk would."""
-    model = noble_fx.transform(tiny(layers=1), rank=4)
+    model = small()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
     try:
-        refuse("writing .* failed: File too large; nothing was left there", model, (tokens(),), tmp_path / "m.onnx")
+        refuse("writing .* failed: File too large; nothing was left there", model, (features(),), tmp_path / "m.onnx")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_refusals_leave_nothing(tmp_path, monkeypatch):
-    model, path = noble_fx.transform(tiny(layers=1), rank=4), tmp_path / "m.onnx"
+    model, path = small(), tmp_path / "m.onnx"
     refuse("needs example inputs", model, (), path)
-    refuse("opset=9 cannot be written; use 18 to", model, (tokens(),), path, opset=9)
+    refuse("opset=9 cannot be written; use 18 to", model, (features(),), path, opset=9)
     refuse("the model cannot be exported", WithOptional(), (torch.ones(2, 3, 4),), path)
     monkeypatch.setattr("noble_fx.onnx_export.verify.difference", lambda *_: (1.0, 1.0))
-    refuse(r"differs from PyTorch by 1.00e\+00 .allowed: 0.0001.*was not written", model, (tokens(),), path)
+    refuse(r"differs from PyTorch by 1.00e\+00 .allowed: 0.0001.*was not written", model, (features(),), path)
     monkeypatch.setattr("noble_fx.onnx_export.verify.difference", lambda *_: (float("nan"), 1.0))
-    refuse("differs from PyTorch by nan", model, (tokens(),), path)
+    refuse("differs from PyTorch by nan", model, (features(),), path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,10 +9,11 @@ import noble_fx
 from noble_fx import ExportError
 from noble_fx.runtime import OnnxModel
 from tests.models import loud
+from tests.samples import crossed, long
 from tests.zoo import ZOO, transform_entry
 
 
-@pytest.mark.parametrize("capture", ["modules", "export"])
+@pytest.mark.parametrize("capture", [long("modules"), "export"])
 def test_experts(capture, tmp_path):
     """One token of six goes to two of four experts: the others multiply no rows."""
     pytest.importorskip("transformers")
@@ -39,9 +40,12 @@ class OneHead(nn.Module):
         return F.scaled_dot_product_attention(self.q(x), self.k(x), x, mask, is_causal=self.causal, scale=0.3)
 
 
-@pytest.mark.parametrize("functions", [False, True])
-@pytest.mark.parametrize(("masked", "causal"), [("none", False), ("none", True), ("2d", False), ("3d", False)])
-def test_attention_without_heads(masked, causal, functions, tmp_path):
+@pytest.mark.parametrize(
+    ("mask", "functions"),
+    crossed([("none", False), ("none", True), ("2d", False), ("3d", False)], [False, True]),
+)
+def test_attention_without_heads(mask, functions, tmp_path):
+    masked, causal = mask
     torch.manual_seed(0)
     model = loud(noble_fx.transform(OneHead(masked, causal).eval(), rank=2, select="all", capture="modules"))
     report = noble_fx.export_onnx(model, (torch.randn(2, 5, 8).abs(),), tmp_path / "m.onnx", functions=functions)

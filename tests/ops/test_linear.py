@@ -2,12 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from noble_fx.schema import LINEAR
 from tests.fused_layer import arguments, eagerly, small_layer
+from tests.fuzz.budget import fuzzed
+from tests.samples import crossed
 
 ACTS = ["cosnet", "cosnet_double", "identity", "gelu_net", "swiglu", "silu_scale", "leaky_relu"]
 
@@ -18,8 +20,7 @@ def test_opcheck(act):
     torch.library.opcheck(LINEAR, arguments(layer, torch.randn(2, 3, 9, requires_grad=True)))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("preset", ["paper", "reference"])
+@pytest.mark.parametrize(("bias", "preset"), crossed([True, False], ["paper", "reference"]))
 def test_opcheck_of_the_inner_operators(bias, preset):
     layer = small_layer(bias=bias, preset=preset).requires_grad_(False)
     x, weight, bias_, down, down_bias, up, act, key = arguments(layer, torch.randn(2, 3, 9))
@@ -29,8 +30,7 @@ def test_opcheck_of_the_inner_operators(bias, preset):
     torch.library.opcheck(torch.ops.noble_fx.linear_backward, (dy, x, h, weight, down, up, act, key, needs))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(("act", "bias"), crossed(ACTS, [True, False]))
 def test_gradcheck_once_and_twice(act, bias):
     layer = small_layer(act, 5, 4, 3, bias=bias).double()
     x = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
@@ -46,7 +46,7 @@ def test_gradcheck_once_and_twice(act, bias):
     assert torch.autograd.gradgradcheck(call, fixed)
 
 
-@settings(max_examples=40, deadline=None)
+@fuzzed(20, cost=10)
 @given(
     batch=st.lists(st.integers(0, 4), min_size=0, max_size=3),
     sizes=st.tuples(st.integers(2, 12), st.integers(2, 12)),

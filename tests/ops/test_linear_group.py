@@ -2,26 +2,26 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from noble_fx.schema import LINEAR_GROUP
 from tests.fused_layer import eagerly_each, group_arguments, small_layers
+from tests.fuzz.budget import fuzzed
+from tests.samples import crossed
 
 INNER = torch.ops.noble_fx
 ACTS = ["cosnet", "identity", "swiglu", "silu_scale"]
 
 
-@pytest.mark.parametrize("act", ACTS)
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("act", "bias"), crossed(ACTS, [True, False]))
 def test_opcheck(act, bias):
     layers = small_layers(act, bias=bias, preset="reference" if bias else "paper")
     torch.library.opcheck(LINEAR_GROUP, group_arguments(layers, torch.randn(2, 3, 9, requires_grad=True)))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("preset", ["paper", "reference"])
+@pytest.mark.parametrize(("bias", "preset"), crossed([True, False], ["paper", "reference"]))
 def test_opcheck_of_the_inner_operators(bias, preset):
     layers = small_layers(bias=bias, preset=preset).requires_grad_(False)
     inputs = group_arguments(layers, torch.randn(2, 3, 9))
@@ -47,8 +47,7 @@ def test_a_gradient_stands_where_its_input_does_whatever_is_absent():
     assert found[15].shape == up[2].shape
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize(("act", "bias"), crossed(ACTS, [True, False]))
 def test_gradcheck_once_and_twice(act, bias):
     layers = small_layers(act, 4, (3, 2), 2, bias=bias).double()
     x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
@@ -64,7 +63,7 @@ def test_gradcheck_once_and_twice(act, bias):
     assert torch.autograd.gradgradcheck(call, tensors)
 
 
-@settings(max_examples=30, deadline=None)
+@fuzzed(15, cost=10)
 @given(
     batch=st.lists(st.integers(0, 4), min_size=0, max_size=2),
     outs=st.lists(st.integers(2, 9), min_size=1, max_size=4),

@@ -20,7 +20,7 @@ with torch.compile, that the loss is the same. `make test` does the modules capt
 `make test-long` the graphs of all.
 
 **modules** reaches layers alone, not products with bare parameters; **fx** declines what one graph cannot hold, and
-**export** what no graph can: a dash, with the reason under the table. A question mark: no test makes that export.
+**export** what no graph can: a dash, with the reason under the table.
 Roles are those of the modules capture; `noble_fx/sites/roles.py` says what each means.
 
 | architecture | modules | fx | export | roles of the sites | left out, and why |
@@ -37,6 +37,6 @@ def document() -> str:
 
 def _row(name: str) -> str:
     found = EXPECTED[name]
-    export = found.graphs.get("export") or ("–" if found.export_refuses else "?")
+    export = found.graphs.get("export")
     counts = [str(n or "–") for n in (found.modules, found.graphs.get("fx"), export)]
     return f"| {name} | {' | '.join(counts)} | {found.roles or '–'} | {found.left_out or '–'} |"

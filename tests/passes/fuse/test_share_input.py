@@ -18,6 +18,7 @@ from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.schema import LINEAR, LINEAR_GROUP
 from tests.models import compiled_programs, loud, transformed
+from tests.samples import long
 from tests.zoo import ZOO, Functional, features, ids
 
 
@@ -292,7 +293,7 @@ def test_nothing_moves_across_an_effect(kind):
 # --- real models under torch.compile ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "groups"), [("Llama", (3, 2)), ("BERT", (3,))])
+@pytest.mark.parametrize(("name", "groups"), [("Llama", (3, 2)), long("BERT", (3,))])
 def test_loss_and_gradients_are_those_of_ungrouped_sites(name, groups):
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -309,6 +310,7 @@ def test_loss_and_gradients_are_those_of_ungrouped_sites(name, groups):
     assert [program.groups for program in compiled_programs(model)] == [groups]  # one graph, of any length
 
 
+@pytest.mark.long  # half a minute of a C++ compiler; `tests/ops/test_linear_group.py` has a group without a model
 def test_inductor_trains_a_grouped_graph():
     torch._dynamo.reset()
     model, x = attention("modules"), torch.randn(5, 8)
