@@ -24,11 +24,11 @@ from noble_fx.checkpoints.fit import Fit, fill, kept
 from noble_fx.checkpoints.gather import agreed, gathered, is_sharded, on_rank_0
 from noble_fx.checkpoints.state import State, state_to_save, stored
 from noble_fx.checkpoints.weights_file import WEIGHTS
-from noble_fx.errors import CheckpointError, ConfigError, NobleError, printable
+from noble_fx.errors import CheckpointError, ConfigError, NobleError, check_flag, printable
 from noble_fx.files import as_path, staged
 from noble_fx.inspect import sites
 from noble_fx.sites.site import Site
-from noble_fx.transform import apply_plan, make_plan
+from noble_fx.transform import apply_plan, given_examples, make_plan
 from noble_fx.wrappers import own_name, unwrapped, wrapper
 
 
@@ -45,6 +45,7 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
     """
     if not isinstance(model, nn.Module):
         raise CheckpointError(f"noble_fx.save takes an nn.Module, not {type(model).__name__}")
+    check_flag("overwrite", overwrite, CheckpointError)
     ranks = is_sharded(model)
     whole, model = model, unwrapped(model)
     with agreed(ranks):
@@ -137,7 +138,7 @@ def load(
     described = config_file.read(folder)
     stored = weights_file.read_header(folder)
     _check_loadable(model)
-    examples = Examples.of(example_inputs, example_kwargs, dynamic_shapes)
+    examples = given_examples(example_inputs, example_kwargs, dynamic_shapes)
     if described.inputs is not None and not examples:
         examples = Examples.of(None, *_rebuilt_inputs(model, described.inputs, folder))
     try:

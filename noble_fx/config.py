@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from noble_fx.errors import ConfigError, nearest
+from noble_fx.errors import ConfigError, check_flag, nearest, shown
 
 RankSpec = int | float | str
 CAPTURES = ["auto", "modules", "fx", "export"]  # noble_fx.captures.register_capture adds to them
@@ -56,11 +56,11 @@ class NoblePreset:
         for field in dataclasses.fields(self):
             said, holds = kinds[str(field.type)]
             if not holds(getattr(self, field.name)):
-                raise ConfigError(f"{field.name}={getattr(self, field.name)!r:.200} of a preset must be {said}")
+                raise ConfigError(f"{field.name}={shown(getattr(self, field.name))} of a preset must be {said}")
         if self.phase_std < 0:
-            raise ConfigError(f"phase_std={self.phase_std!r} of a preset must not be negative")
+            raise ConfigError(f"phase_std={shown(self.phase_std)} of a preset must not be negative")
         if self.mixer_init not in ("xavier_uniform", "normal"):
-            raise ConfigError(f"mixer_init={self.mixer_init!r} is unknown; use 'xavier_uniform' or 'normal'")
+            raise ConfigError(f"mixer_init={shown(self.mixer_init)} is unknown; use 'xavier_uniform' or 'normal'")
 
 
 def _is_number(value: Any) -> bool:
@@ -111,26 +111,25 @@ class NobleConfig:
     def __post_init__(self) -> None:
         check_rank(self.rank, "rank")
         if self.rank_pattern is not None and not isinstance(self.rank_pattern, dict):
-            raise ConfigError(f"rank_pattern={self.rank_pattern!r:.200} must be None or a dictionary {{regex: rank}}")
+            raise ConfigError(f"rank_pattern={shown(self.rank_pattern)} must be None or a dictionary {{regex: rank}}")
         for pattern, rank in (self.rank_pattern or {}).items():
             check_regex(pattern, "rank_pattern")
-            check_rank(rank, f"rank_pattern[{pattern!r}]", budget=False)
-        if self.capture not in CAPTURES:
-            raise ConfigError(f"capture={self.capture!r:.200} is unknown; use one of {', '.join(CAPTURES)}")
+            check_rank(rank, f"rank_pattern[{shown(pattern)}]", budget=False)
+        if not isinstance(self.capture, str) or self.capture not in CAPTURES:
+            raise ConfigError(f"capture={shown(self.capture)} is unknown; use one of {', '.join(CAPTURES)}")
         if not isinstance(self.act, str) and not callable(self.act):
-            raise ConfigError(f"act={self.act!r:.200} must be a name or a callable(rank) -> nn.Module")
+            raise ConfigError(f"act={shown(self.act)} must be a name or a callable(rank) -> nn.Module")
         if not isinstance(self.branch, str | type) or self.branch == "":
-            raise ConfigError(f"branch={self.branch!r:.200} must be a name or a subclass of noble_fx.Branch")
+            raise ConfigError(f"branch={shown(self.branch)} must be a name or a subclass of noble_fx.Branch")
         if not callable(self.select):
             _check_names(self.select, "select", GROUPS)
         if self.exclude is not None:
             _check_names(self.exclude, "exclude", ())
-        if not isinstance(self.init_base, bool):
-            raise ConfigError(f"init_base={self.init_base!r:.200} must be True or False")
-        if not isinstance(self.fuse, bool) and self.fuse != "require":
-            raise ConfigError(f"fuse={self.fuse!r:.200} must be True, False or 'require'")
+        check_flag("init_base", self.init_base, ConfigError)
+        if not isinstance(self.fuse, bool) and not (isinstance(self.fuse, str) and self.fuse == "require"):
+            raise ConfigError(f"fuse={shown(self.fuse)} must be True, False or 'require'")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
-            raise ConfigError(f"seed={self.seed!r:.200} must be None or an integer ≥ 0")
+            raise ConfigError(f"seed={shown(self.seed)} must be None or an integer ≥ 0")
         self.recipe  # noqa: B018 - refuses an unknown preset here, not at first use
 
     @property
@@ -140,7 +139,7 @@ class NobleConfig:
             return self.preset
         if not isinstance(self.preset, str) or self.preset not in PRESETS:
             known = ", ".join(PRESETS)
-            raise ConfigError(f"preset={self.preset!r:.200} is unknown; use one of {known}, or a NoblePreset(...)")
+            raise ConfigError(f"preset={shown(self.preset)} is unknown; use one of {known}, or a NoblePreset(...)")
         return PRESETS[self.preset]
 
     def replace(self, **changes: Any) -> NobleConfig:
@@ -149,9 +148,18 @@ class NobleConfig:
         for name in changes:
             if name not in known:
                 raise ConfigError(
-                    f"{name!r} is not a setting{nearest(name, known)}; the settings are {', '.join(known)}"
+                    f"{shown(name)} is not a setting{nearest(name, known)}; the settings are {', '.join(known)}"
                 )
         return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def of(cls, config: NobleConfig | None, settings: dict[str, Any]) -> NobleConfig:
+        """What a call asks for: `config`, or all that is usual, with the settings that were given beside it."""
+        if config is None:
+            config = cls()
+        if not isinstance(config, cls):
+            raise ConfigError(f"config={shown(config)} must be None or a NobleConfig(...)")
+        return config.replace(**settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; a callable has none, so it is a `ConfigError` that names the way out."""
@@ -227,7 +235,7 @@ def check_rank(rank: Any, name: str, budget: bool = True) -> None:
     elif isinstance(rank, float):
         ok = 0.0 < rank < 1.0
     if not ok:
-        raise ConfigError(f"{name}={rank!r:.200} is not a rank; use {forms}")
+        raise ConfigError(f"{name}={shown(rank)} is not a rank; use {forms}")
 
 
 def parse_budget(rank: RankSpec) -> float | None:
@@ -252,7 +260,7 @@ def check_regex(pattern: str, name: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError, TypeError) as error:
-        raise ConfigError(f"{name}={pattern!r:.200} is not a regular expression: {error}") from None
+        raise ConfigError(f"{name}={shown(pattern)} is not a regular expression: {error}") from None
 
 
 def _check_names(value: Any, name: str, groups: Collection[str]) -> None:
@@ -262,7 +270,7 @@ def _check_names(value: Any, name: str, groups: Collection[str]) -> None:
             check_regex(value, name)
     elif not isinstance(value, list | tuple | set | frozenset) or not all(isinstance(each, str) for each in value):
         listed = f"one of {', '.join(groups)}, " if groups else ""
-        raise ConfigError(f"{name}={value!r:.200} must be {listed}a regular expression or a list of module names")
+        raise ConfigError(f"{name}={shown(value)} must be {listed}a regular expression or a list of module names")
 
 
 def _importable(fn: Any) -> bool:

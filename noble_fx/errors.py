@@ -66,6 +66,17 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def shown(value: object) -> str:
+    """A value that was passed, as Python writes it: on one line, and no longer than a message has room for."""
+    return f"{printable(repr(value)):.200}"
+
+
+def check_flag(name: str, value: object, error: type[NobleError]) -> None:
+    """Raises `error` for what is neither True nor False: a text such as "no" would count as true."""
+    if not isinstance(value, bool):
+        raise error(f"{name}={shown(value)} must be True or False")
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """`; nearest: 'a', 'b'` for the known names closest to `name`, else an empty string."""
     known = list(known)

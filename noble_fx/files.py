@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from noble_fx.errors import NobleError, printable
+from noble_fx.errors import NobleError, printable, shown
 
 _DIGITS = 40  # of an integer in our files: seeds have fewer, and Python's own limit of 4,300 fills a screen
 
@@ -34,7 +34,7 @@ def as_path(path: str | os.PathLike[str], error: type[NobleError]) -> Path:
     try:
         return Path(path)
     except TypeError:
-        raise error(f"{path!r} is no path; pass a str or a pathlib.Path") from None
+        raise error(f"{shown(path)} is no path; pass a str or a pathlib.Path") from None
 
 
 def read_json(text: str | bytes) -> Any:

@@ -27,9 +27,9 @@ def fold(model: nn.Module) -> nn.Module:
     What has nothing to fold (GELU, an activation of your own) is copied as it is. Raises `ConfigError` where the model
     carries no branches or cannot be copied.
     """
-    check_model(model)
     if not named_branches(model):
         raise ConfigError("the model carries no branches, so there is nothing to fold; call noble_fx.transform first")
+    check_model(model)
     try:
         copied = deep_copy(model, {})
     except Exception as error:

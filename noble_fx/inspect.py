@@ -34,7 +34,7 @@ def sites(model: nn.Module | str | Path, config: NobleConfig | None = None, **se
         capture = capture_of(model)  # the graphs that it runs may show more than its layers do
         return carried_sites(model, capture.maps(model) if capture else find_maps(model))
     check_model(model)
-    config = (config or NobleConfig()).replace(**settings)
+    config = NobleConfig.of(config, settings)
     _, capture = next(asked(config.capture))
     return choose(model, capture.maps(model), config, strict=False)
 

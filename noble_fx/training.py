@@ -6,14 +6,16 @@ deepcopy, `to_empty` and sharding would lose them. They were derived for Adam-fa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import nn
 
 from noble_fx.branches.base import Branch
-from noble_fx.errors import ConfigError
+from noble_fx.errors import ConfigError, check_flag, shown
 from noble_fx.layers.registry import linear_weights
 from noble_fx.sites.heads import is_head_name
 from noble_fx.torch_versions import shapes_before_sharding
@@ -39,8 +41,11 @@ def param_groups(
     Raises `ConfigError` when `base` holds a branch parameter, where branches or matrices cannot be told from the rest,
     or nothing is left to train.
     """
-    _check_told_apart(model)
     branches = named_branches(model)
+    _check_rate("lr", lr)
+    _check_rate("weight_decay", weight_decay)
+    check_flag("muon", muon, ConfigError)
+    _check_told_apart(model)
     if any(branch.folded for branch in branches.values()):
         raise ConfigError("the model is folded for inference; train the model it was folded from")
     branch_groups: dict[tuple[str, float, float], Group] = {}
@@ -78,6 +83,26 @@ def scale_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def _check_rate(name: str, rate: Any) -> None:
+    """Refuse what is no rate; one in a tensor is read by a captured step."""
+    number = isinstance(rate, Real) and not isinstance(rate, bool) and 0 <= float(rate) < math.inf
+    if not number and not (isinstance(rate, torch.Tensor) and rate.numel() == 1):
+        raise ConfigError(f"{name}={shown(rate)} must be a finite number ≥ 0")
+
+
+def _check_base(base: Any) -> list[Any]:
+    """The user's own groups or parameters; named parameters are none, since torch takes names for all or for none."""
+    items = list(base) if isinstance(base, Iterable) and not isinstance(base, str | Mapping | torch.Tensor) else [base]
+    for item in items:
+        if not isinstance(item, torch.Tensor) and not (isinstance(item, dict) and "params" in item):
+            raise ConfigError(
+                f"base holds {shown(item)}, which is neither a parameter nor a group {{'params': [...], ...}}"
+            )
+        if isinstance(item, dict) and "lr" in item:
+            _check_rate("lr of a group in base", item["lr"])
+    return items
 
 
 def _check_told_apart(model: nn.Module) -> None:
@@ -135,7 +160,7 @@ def _default_base(
 
 
 def _given_base(base: Iterable[Any], branch_ids: set[int], lr: float) -> list[Group]:
-    items = list(base)
+    items = _check_base(base)
     groups = [dict(item) for item in items if isinstance(item, dict)]
     loose = [item for item in items if not isinstance(item, dict)]
     if loose:

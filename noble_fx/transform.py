@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from noble_fx.attach.attach import attach, carriers, detach, named_branches
 from noble_fx.attach.draw import base_tensors, build_branches, draw_base
@@ -28,7 +28,7 @@ from noble_fx.captures.advice import advised
 from noble_fx.captures.base import Examples, Plan, check_model
 from noble_fx.captures.table import asked, captured
 from noble_fx.config import NobleConfig
-from noble_fx.errors import CaptureError, ConfigError, NobleError, Refusal
+from noble_fx.errors import CaptureError, ConfigError, NobleError, Refusal, check_flag, shown
 from noble_fx.layers.linear import Augmented
 from noble_fx.ops.cuda import why_no_kernel
 from noble_fx.sites.site import Choice
@@ -56,9 +56,19 @@ def transform(
     Raises `ConfigError` or `CaptureError`, each with the remedy; the model is then as it was.
     """
     settings |= {name: value for name, value in (("rank", rank), ("act", act)) if value is not None}
-    examples = Examples.of(example_inputs, example_kwargs, dynamic_shapes)
-    plan = make_plan(model, (config or NobleConfig()).replace(**settings), examples)
+    check_flag("dry_run", dry_run, ConfigError)
+    examples = given_examples(example_inputs, example_kwargs, dynamic_shapes)
+    plan = make_plan(model, NobleConfig.of(config, settings), examples)
     return plan.sites if dry_run else apply_plan(model, plan)
+
+
+def given_examples(args: Any, kwargs: Any, dynamic_shapes: Any) -> Examples:
+    """What a user gave to run the model on; raises `ConfigError` for what holds no inputs."""
+    if not (args is None or isinstance(args, Tensor | list | tuple)):
+        raise ConfigError(f"example_inputs={shown(args)} must be a tensor, or a tuple or list of inputs")
+    if not (kwargs is None or (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs))):
+        raise ConfigError(f"example_kwargs={shown(kwargs)} must be a dictionary {{argument: input}}")
+    return Examples.of(args, None if kwargs is None else dict(kwargs), dynamic_shapes)
 
 
 def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None = None, advise: bool = True) -> Plan:

@@ -475,3 +475,9 @@ def test_a_whole_model_is_a_pickle_and_its_state_is_not(tmp_path):
         torch.load(tmp_path / "model.pt")
     torch.save(model.state_dict(), tmp_path / "state.pt")
     assert list(torch.load(tmp_path / "state.pt")) == list(model.state_dict())
+
+
+def test_a_folder_is_not_replaced_for_a_text_that_says_no(tmp_path):
+    noble_fx.save(transformed(), tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="overwrite='no' must be True or False"):
+        noble_fx.save(transformed(), tmp_path / "saved", overwrite="no")

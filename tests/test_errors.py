@@ -1,10 +1,12 @@
 """Errors and refusals: what they are, and the nearest known name."""
 
+import numpy
 import pytest
+import torch
 
 import noble_fx
-from noble_fx import NobleError, Refusal
-from noble_fx.errors import nearest, printable
+from noble_fx import ConfigError, NobleError, Refusal
+from noble_fx.errors import check_flag, nearest, printable, shown
 
 
 @pytest.mark.parametrize("name", ["ConfigError", "CaptureError", "CheckpointError", "ExportError", "KernelError"])
@@ -41,3 +43,17 @@ def test_text_that_can_be_printed():
     assert printable("layers.0 → σ") == "layers.0 → σ"
     assert printable("a\nb\x1b[31m\ud800\0") == "a\\nb\\x1b[31m\\ud800\\x00"
     assert printable(3) == "3"
+
+
+def test_a_value_is_shown_on_one_line_that_fits():
+    assert shown("a\n\x1b") == "'a\\n\\x1b'"
+    assert shown(torch.zeros(2, 2)).isprintable()
+    assert len(shown(list(range(10_000)))) == 200
+
+
+def test_a_flag_is_true_or_false():
+    for flag in (True, False):
+        check_flag("fold", flag, ConfigError)
+    for value in ("no", 1, None, numpy.zeros(2), torch.zeros(2)):
+        with pytest.raises(ConfigError, match=r"fold=.* must be True or False"):
+            check_flag("fold", value, ConfigError)

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch._inductor.utils import fresh_cache
 
+import noble_fx
 from noble_fx import torch_versions
 from tests.one_rank import first_of_two, fsdp1
 
@@ -51,6 +52,20 @@ def test_the_exporters_library_is_read_once():
     assert [(meta.qualified_name, meta.function) for meta in first] == [
         (meta.qualified_name, meta.function) for meta in read()
     ]
+
+
+def test_a_file_with_bodies_reads_it_once_too(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    from torch.onnx._internal.exporter import _registration
+
+    torch_versions._answered_once.cache_clear()
+    read, count = _registration.onnxscript_apis.get_torchlib_ops, []
+    counted = lambda: count.append(1) or read()  # noqa: E731
+    monkeypatch.setattr(_registration.onnxscript_apis, "get_torchlib_ops", counted)
+    model = noble_fx.transform(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 6, bias=False)), rank=2, select="all")
+    noble_fx.export_onnx(model, (torch.randn(3, 8),), tmp_path / "m.onnx", functions=True)
+    assert len(noble_fx.sites(tmp_path / "m.onnx")) == 2
+    assert count == [1]
 
 
 def test_a_transform_is_seen_while_it_runs():

@@ -244,3 +244,26 @@ def test_one_flat_parameter_of_base_and_branches_is_refused():
         model = fsdp1(noble_fx.transform(tiny(), rank=4), use_orig_params=False)
         with pytest.raises(ConfigError, match=r"holds base and branches in one; .*use_orig_params=True"):
             noble_fx.param_groups(model, lr=1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": "fast"}, "lr='fast' must be a finite number ≥ 0"),
+        ({"lr": float("nan")}, "lr=nan must be"),
+        ({"weight_decay": None}, "weight_decay=None must be"),
+        ({"muon": "no"}, "muon='no' must be True or False"),
+        ({"base": 3}, "base holds 3, which is neither a parameter nor a group"),
+        ({"base": [{"lr": 0.1}]}, "base holds {'lr': 0.1}, which is neither"),
+        ({"base": [{"params": [], "lr": "x"}]}, "lr of a group in base='x' must be"),
+        ({"base": tiny().named_parameters()}, r"base holds \('embed.weight', .*, which is neither"),
+    ],
+)
+def test_arguments_that_cannot_be(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        noble_fx.param_groups(transformed(), **{"lr": 0.1, **settings})
+
+
+def test_a_rate_in_a_tensor_is_one():
+    groups = noble_fx.param_groups(transformed(), torch.tensor(0.1))
+    assert all(isinstance(group["lr"], torch.Tensor) for group in groups)

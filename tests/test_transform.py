@@ -352,3 +352,23 @@ def test_sites_of_a_model_that_was_parametrized_afterwards():
     nn.utils.parametrizations.weight_norm(model[0])
     model(torch.randn(3, 8)).sum().backward()
     assert "without effect" not in str(noble_fx.explain(model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"config": 3}, r"config=3 must be None or a NobleConfig"),
+        ({"dry_run": "no"}, "dry_run='no' must be True or False"),
+        ({"example_inputs": 3}, "example_inputs=3 must be a tensor, or a tuple or list of inputs"),
+        ({"example_inputs": "x"}, "example_inputs='x' must be"),
+        ({"example_kwargs": ["x"]}, r"example_kwargs=\['x'\] must be a dictionary"),
+        ({"example_kwargs": {1: 2}}, r"example_kwargs={1: 2} must be a dictionary"),
+        ({"rank": torch.zeros(2, 2)}, "rank=tensor.* is not a rank"),
+    ],
+)
+def test_arguments_that_cannot_be(settings, message):
+    model = tiny()
+    with pytest.raises(ConfigError, match=message) as refused:
+        noble_fx.transform(model, **settings)
+    assert str(refused.value).isprintable()
+    assert not named_branches(model)

@@ -16,6 +16,7 @@ from torch import nn
 
 from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup, expert_branches
+from noble_fx.errors import ConfigError
 from noble_fx.layers.base import Augmented, class_without_branch
 from noble_fx.layers.registry import augmented_class, obstacle, projections
 from noble_fx.sites.site import Site
@@ -38,7 +39,9 @@ def site_name(path: str) -> str:
 
 
 def named_branches(model: nn.Module) -> dict[str, Branch]:
-    """Every branch of a model by the name of its layer or parameter, each once."""
+    """Every branch of a model by the name of its layer or parameter, each once; `ConfigError` for what is no model."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"noble_fx takes an nn.Module for a model, not {type(model).__name__}")
     return {site_name(fqn): m for fqn, m in model.named_modules() if isinstance(m, Branch)}
 
 

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from noble_fx.config import NoblePreset
-from noble_fx.errors import ConfigError, nearest
+from noble_fx.errors import ConfigError, nearest, printable, shown
 from noble_fx.torch_versions import autocast_is_on, without_autocast
 
 Factory = Callable[[int], nn.Module]
@@ -195,11 +195,11 @@ def activation_names() -> tuple[str, ...]:
 def register_activation(name: str, factory: Factory) -> None:
     """Make `act=name` build `factory(rank)`; a second call replaces the first."""
     if not isinstance(name, str) or not name.isidentifier():
-        raise ConfigError(f"{name!r} is not a name for an activation; use letters, digits and underscores")
+        raise ConfigError(f"{shown(name)} is not a name for an activation; use letters, digits and underscores")
     if name in _ZOO or name in _ALIASES:
         raise ConfigError(f"{name!r} is already an activation of noble_fx; choose another name")
     if not callable(factory):
-        raise ConfigError(f"the factory of {name!r} must be a callable(rank) -> nn.Module, not {factory!r}")
+        raise ConfigError(f"the factory of {name!r} must be a callable(rank) -> nn.Module, not {shown(factory)}")
     _USER[name] = factory
 
 
@@ -213,8 +213,14 @@ def build_activation(act: str | Factory, rank: int, preset: NoblePreset) -> nn.M
             known = activation_names()
             raise ConfigError(f"act={act!r} is unknown{nearest(act, known)}; known: {', '.join(known)}")
     factory = _USER[act] if isinstance(act, str) else act
-    module = factory(rank)
     name = activation_label(act)
+    try:
+        module = factory(rank)
+    except Exception as error:
+        raise ConfigError(
+            f"act {name} fails for rank {rank}: {type(error).__name__}: {printable(error)}; it must be a name or a "
+            "callable(rank) -> nn.Module"
+        ) from error
     if not isinstance(module, nn.Module):
         raise ConfigError(f"act {name} gave {type(module).__name__} for rank {rank}; it must give an nn.Module")
     _check_shape(module, name, rank)

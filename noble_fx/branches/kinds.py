@@ -11,7 +11,7 @@ from torch import Tensor
 from noble_fx.branches.base import ACTIONS, Branch, Rate
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.config import NobleConfig
-from noble_fx.errors import ConfigError, nearest
+from noble_fx.errors import ConfigError, nearest, shown
 
 _KINDS: dict[str, type[Branch]] = {NobleBranch.kind: NobleBranch}
 _BUILT_IN = tuple(_KINDS)
@@ -28,7 +28,7 @@ def register_branch(name: str, kind: type[Branch]) -> None:
     Raises `ConfigError` for a name that cannot be, and for a class that lacks a part of `noble_fx.Branch`.
     """
     if not isinstance(name, str) or not name.isidentifier():
-        raise ConfigError(f"{name!r} is not a name for a kind of branch; use letters, digits and underscores")
+        raise ConfigError(f"{shown(name)} is not a name for a kind of branch; use letters, digits and underscores")
     if name in _BUILT_IN:
         raise ConfigError(f"{name!r} is already a kind of branch of noble_fx; choose another name")
     _check_interface(kind)

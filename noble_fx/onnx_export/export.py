@@ -30,6 +30,7 @@ from noble_fx.onnx_export.program import cannot_export, capture, lower, named_ar
 from noble_fx.onnx_export.report import ExportReport, notes, report_of
 from noble_fx.onnx_export.request import (
     PIPELINES,
+    check_flags,
     check_request,
     checked_dtype,
     checked_path,
@@ -84,6 +85,7 @@ def export_onnx(
     need_onnx()
     model = plain_model(model)
     check_request(model, verify, join, opset)
+    check_flags(progress, fold=fold, functions=functions, overwrite=overwrite)
     target, dtype = checked_path(path), checked_dtype(dtype)
     args, kwargs = given_inputs(args, {} if kwargs is None else kwargs)
     arguments = named_arguments(model, args, kwargs)

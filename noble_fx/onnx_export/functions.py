@@ -22,6 +22,7 @@ from noble_fx.captures.torch_export import quiet
 from noble_fx.onnx_export.operators import REWRITTEN
 from noble_fx.ops import inference
 from noble_fx.schema import LINEAR
+from noble_fx.torch_versions import onnx_library_read_once
 
 DOMAIN, NAME = "noble_fx", "Linear"
 _KIND = "kind"  # the attribute by which a node says of which kind it is, until its body stands beside it
@@ -121,7 +122,7 @@ def _function(kind: Kind, opset: int, overload: str) -> Any:
 def _exported_body(kind: Kind, tensors: dict[str, Tensor | None], act: list[Tensor], opset: int) -> Any:
     """The decomposition as an ONNX graph with free sizes."""
     shapes = {name: None if t is None else dict.fromkeys(_free(name, t), Dim.AUTO) for name, t in tensors.items()}
-    with quiet(), torch.no_grad():
+    with quiet(), onnx_library_read_once(), torch.no_grad():
         program = torch.export.export(
             _Body(kind.act_key), (tensors, act), dynamic_shapes=(shapes, [None] * len(act)), strict=False
         ).run_decompositions({})

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from noble_fx.errors import ExportError
+from noble_fx.errors import ExportError, check_flag, shown
 from noble_fx.files import as_path
 from noble_fx.onnx_export.tolerance import TOLERANCE
 
@@ -28,17 +28,25 @@ def need_onnx() -> None:
         raise ExportError(f'export_onnx needs {error.name}: pip install "noble-fx[onnx]"') from None
 
 
+def check_flags(progress: object, **flags: object) -> None:
+    """Raises `ExportError` for a flag that is neither True nor False, and for a `progress` that cannot be called."""
+    for name, value in flags.items():
+        check_flag(name, value, ExportError)
+    if not callable(progress):
+        raise ExportError(f"progress={shown(progress)} must be a function of a stage's name")
+
+
 def check_request(model: nn.Module, verify: bool | str, join: str | bool, opset: int | None) -> None:
     """Raises `ExportError` for a model without values and for settings that are unknown, with those that are known."""
     import onnx
 
-    if verify not in (True, False, "warn"):
-        raise ExportError(f"verify={verify!r} is unknown; use True, False or 'warn'")
-    if join not in list(PIPELINES):
-        raise ExportError(f"join={join!r} is unknown; use 'up', 'down' or False")
+    if not isinstance(verify, bool) and not (isinstance(verify, str) and verify == "warn"):
+        raise ExportError(f"verify={shown(verify)} is unknown; use True, False or 'warn'")
+    if not (join is False or (isinstance(join, str) and join in PIPELINES)):
+        raise ExportError(f"join={shown(join)} is unknown; use 'up', 'down' or False")
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not (type(opset) is int and _OLDEST_OPSET <= opset <= newest):
-        raise ExportError(f"opset={opset!r} cannot be written; use {_OLDEST_OPSET} to {newest}")
+        raise ExportError(f"opset={shown(opset)} cannot be written; use {_OLDEST_OPSET} to {newest}")
     if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
         raise ExportError("the model is on the meta device and has no values to export; load or initialise it first")
 
@@ -53,9 +61,9 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
 
 def checked_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
     """The dtype that is asked for; raises `ExportError` for one that cannot be verified."""
-    if dtype is not None and dtype not in TOLERANCE:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in TOLERANCE):
         names = ", ".join(str(d).removeprefix("torch.") for d in TOLERANCE)
-        raise ExportError(f"dtype={dtype} cannot be exported; use one of {names}")
+        raise ExportError(f"dtype={shown(dtype)} cannot be exported; use one of {names}")
     return dtype
 
 

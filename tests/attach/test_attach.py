@@ -96,3 +96,11 @@ def test_a_layer_that_was_parametrized_since_stays_parametrized(put):
 def test_branches_of_a_plain_model_are_none():
     assert named_branches(tiny()) == {}
     assert list(carriers(tiny())) == []
+
+
+@pytest.mark.parametrize("model", [None, 3, [nn.Linear(2, 2)], nn.Linear])
+def test_what_is_no_model_is_refused_by_every_verb(model):
+    verbs = (noble_fx.remove, noble_fx.reset_branches, noble_fx.fold, noble_fx.explain, noble_fx.sites)
+    for verb in (*verbs, lambda model: noble_fx.param_groups(model, 0.1), lambda m: noble_fx.disabled(m).__enter__()):
+        with pytest.raises(noble_fx.ConfigError, match=f"takes an nn.Module for a model, not {type(model).__name__}"):
+            verb(model)

@@ -103,3 +103,9 @@ def test_registration_refuses(name, factory, message, clean_registry):
 def test_a_factory_that_does_not_fit_is_refused(factory, message):
     with pytest.raises(ConfigError, match=message):
         build_activation(factory, 4, PRESETS["paper"])
+
+
+@pytest.mark.parametrize("factory", [nn.ReLU(), nn.Linear, len])
+def test_a_factory_that_fails_is_named(factory):
+    with pytest.raises(ConfigError, match=r"act \w+ fails for rank 4: TypeError: .*; it must be a name or a callable"):
+        build_activation(factory, 4, PRESETS["paper"])

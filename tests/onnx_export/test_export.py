@@ -205,7 +205,7 @@ def test_gpt2_as_transformers_has_it(capture, tmp_path):
     refuse("use_cache=True asks for a key–value cache", model, (), tmp_path / "n.onnx", kwargs=kwargs)
 
 
-@pytest.mark.parametrize("capture", ["modules", "export"])
+@pytest.mark.parametrize("capture", [long("modules"), "export"])
 def test_attention_with_raw_parameters(capture, tmp_path):
     torch.manual_seed(0)
     x = torch.randn(2, 5, 16)
