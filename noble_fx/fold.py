@@ -16,7 +16,7 @@ from noble_fx.attach.copying import deep_copy
 from noble_fx.branches.base import Branch
 from noble_fx.captures.base import check_model
 from noble_fx.captures.table import captured
-from noble_fx.errors import ConfigError, Refusal
+from noble_fx.errors import ConfigError, NobleError, Refusal
 from noble_fx.passes.history import Step
 from noble_fx.passes.inference.fold_branch import fold_branch
 
@@ -32,6 +32,8 @@ def fold(model: nn.Module) -> nn.Module:
     check_model(model)
     try:
         copied = deep_copy(model, {})
+    except NobleError:  # what a captured model says
+        raise
     except Exception as error:
         cause = str(error).partition("\n")[0]
         raise ConfigError(
