@@ -22,7 +22,10 @@ from noble_fx.onnx_export.export import ExportReport, export_onnx
 from noble_fx.onnx_export.session import OnnxModel
 from noble_fx.passes.history import Program
 from noble_fx.sites.site import Site
-from noble_fx.training import param_groups, scale_lr
+from noble_fx.training.muon import muon_split
+from noble_fx.training.param_groups import param_groups
+from noble_fx.training.rates import scale_lr
+from noble_fx.training.trainable import set_trainable
 from noble_fx.transform import disabled, remove, reset_branches, transform
 
 # The public place of the class that runs an exported file; its own room lies below the runtime.
@@ -58,6 +61,7 @@ __all__ = [
     "fold",
     "kernels",
     "load",
+    "muon_split",
     "param_groups",
     "programs",
     "register_activation",
@@ -68,6 +72,7 @@ __all__ = [
     "runtime",
     "save",
     "scale_lr",
+    "set_trainable",
     "sites",
     "transform",
 ]

@@ -30,7 +30,7 @@ def test_links_lead_somewhere(page):
             assert not heading or heading in headings(page.parent / target if target else page), heading
 
 
-@pytest.mark.parametrize("page", ["glossary.md", "extending.md", "architecture.md"])
+@pytest.mark.parametrize("page", ["glossary.md", "extending.md", "architecture.md", "training.md"])
 def test_the_readme_leads_to_every_page(page):
     assert f"docs/{page}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -39,3 +39,12 @@ def test_a_term_is_explained_once():
     terms = re.findall(r"^\*\*(.+?)\*\* – ", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert {"site", "branch", "capture", "action", "pass"} <= set(terms)
     assert len(set(terms)) == len(terms)
+
+
+def test_what_is_written_of_training_runs_in_order(capsys):
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for body in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        exec(compile(body, "training.md", "exec"), names)
+    (table,) = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert table.strip() in capsys.readouterr().out

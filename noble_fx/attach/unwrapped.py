@@ -18,6 +18,7 @@ _EITHER_ORDER = ("", "torch.compile", "activation checkpointing")
 _SAME_ON_EVERY_RANK = ("DistributedDataParallel", "replicate")
 _REMEDIES = {
     "transform": "would not know of branches that come later: noble_fx.transform(model) first, then wrap it",
+    "set_trainable": "has looked at what learns already: noble_fx.set_trainable(model, ...) first, then wrap it",
     "remove": "would not know that its branches are gone: unwrap the model, or build it again without branches",
 }
 
@@ -25,7 +26,7 @@ _REMEDIES = {
 def check_unwrapped(model: nn.Module, verb: str, places: Iterable[str] = ()) -> None:
     """Raise `CaptureError` where what is around `model`, or around one of the `places` inside, would not see a change.
 
-    `places` are names of modules or parameters that get branches or lose them; `verb` is "transform" or "remove".
+    `places` are names of modules or parameters that get branches or lose them; `verb` is a key of `_REMEDIES`.
     """
     places = list(places)
     for fqn, by in _wrappers(model):

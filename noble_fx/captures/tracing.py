@@ -234,7 +234,14 @@ def decisions_noted(decisions: list[str], of: Mapping[str, str] = _DECISIONS) ->
     try:
         yield
     finally:
-        sys.setprofile(before)
+        _profile_again(before)
+
+
+def _profile_again(profiler: Any) -> None:
+    """Let the profiler go on that was there before: a function, or cProfile, which is none in Python 3.11."""
+    sys.setprofile(profiler if callable(profiler) else None)
+    if profiler is not None and not callable(profiler):
+        profiler.enable()
 
 
 def _models_own(frame: Any) -> Any:

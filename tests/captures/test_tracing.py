@@ -199,3 +199,16 @@ def test_the_model_is_as_it_was_after_tracing():
     modes = [module.training for module in model.modules()]
     trace(model)
     assert [module.training for module in model.modules()] == modes
+
+
+def test_a_profiler_goes_on_after_a_trace():
+    import cProfile
+
+    profiler = cProfile.Profile()
+    profiler.enable()
+    try:
+        trace(nn.Sequential(nn.Linear(2, 2)))
+        sorted([1, 2])
+    finally:
+        profiler.disable()
+    assert any("sorted" in str(entry.code) for entry in profiler.getstats())

@@ -6,9 +6,8 @@ deepcopy, `to_empty` and sharding would lose them. They were derived for Adam-fa
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Iterable, Mapping
-from numbers import Real
 from typing import Any
 
 import torch
@@ -19,10 +18,10 @@ from noble_fx.errors import ConfigError, check_flag, shown
 from noble_fx.layers.registry import linear_weights
 from noble_fx.sites.heads import is_head_name
 from noble_fx.torch_versions import shapes_before_sharding
+from noble_fx.training.groups import Group, Groups
+from noble_fx.training.rates import check_rate
 from noble_fx.transform import named_branches
 from noble_fx.wrappers import own_name
-
-Group = dict[str, Any]
 
 
 def param_groups(
@@ -31,20 +30,23 @@ def param_groups(
     weight_decay: float = 0.0,
     base: Iterable[Any] | None = None,
     muon: bool = False,
-) -> list[Group]:
+    muon_lr: float | None = None,
+) -> Groups:
     """Groups for `torch.optim`: the base parameters as usual, each kind of branch parameter with its own lr and decay.
 
     Each group has "lr_scale", its multiplier: a loop that sets rates says `g["lr"] = lr * g["lr_scale"]` (`scale_lr`).
     `base`: your own groups (or parameters) for the base model, taken as they are; by default matrices decay and
     vectors do not. `muon=True` adds the key "use_muon" to every group: True for the base model's hidden matrices only,
-    because the multipliers diverge on Muon's normalised updates. Frozen parameters are left out.
+    because the multipliers diverge on Muon's normalised updates; `muon_lr` is their rate, `lr` by default, and
+    `muon_split` makes two lists of them. Frozen parameters are left out. `print(groups)` shows a table.
     Raises `ConfigError` when `base` holds a branch parameter, where branches or matrices cannot be told from the rest,
-    or nothing is left to train.
+    or nothing is left to train; warns where Muon would get nothing.
     """
     branches = named_branches(model)
-    _check_rate("lr", lr)
-    _check_rate("weight_decay", weight_decay)
+    check_rate("lr", lr)
+    check_rate("weight_decay", weight_decay)
     check_flag("muon", muon, ConfigError)
+    _check_muon_lr(muon, muon_lr, base)
     _check_told_apart(model)
     if any(branch.folded for branch in branches.values()):
         raise ConfigError("the model is folded for inference; train the model it was folded from")
@@ -64,32 +66,27 @@ def param_groups(
     groups = [*own, *branch_groups.values()]
     if not groups:
         raise ConfigError("the model has no parameter that requires gradients, so there is nothing to train")
-    return [{**group, "use_muon": group.get("use_muon", False)} for group in groups] if muon else groups
+    return _with_muon(groups, lr, muon_lr) if muon else Groups(groups)
 
 
-def scale_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every group to `lr` times its own "lr_scale": one step of a schedule.
-
-    Raises `ConfigError` for a group without one, which `param_groups` did not make.
-    """
-    for i, group in enumerate(optimizer.param_groups):
-        if "lr_scale" not in group:
-            raise ConfigError(
-                f"group {i} of the optimizer has no 'lr_scale'; build groups by noble_fx.param_groups, or give it one"
-            )
-    for group in optimizer.param_groups:
-        rate = lr * group["lr_scale"]
-        if isinstance(group["lr"], torch.Tensor):  # a captured step reads this very tensor
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+def _check_muon_lr(muon: bool, muon_lr: float | None, base: Any) -> None:
+    if muon_lr is None:
+        return
+    check_rate("muon_lr", muon_lr)
+    if not muon or base is not None:
+        of = "groups of your own in base have rates of their own" if muon else "there are no groups for Muon; muon=True"
+        raise ConfigError(f"muon_lr={shown(muon_lr)} is the rate of the base matrices that Muon takes, and {of}")
 
 
-def _check_rate(name: str, rate: Any) -> None:
-    """Refuse what is no rate; one in a tensor is read by a captured step."""
-    number = isinstance(rate, Real) and not isinstance(rate, bool) and 0 <= float(rate) < math.inf
-    if not number and not (isinstance(rate, torch.Tensor) and rate.numel() == 1):
-        raise ConfigError(f"{name}={shown(rate)} must be a finite number ≥ 0")
+def _with_muon(groups: list[Group], lr: float, muon_lr: float | None) -> Groups:
+    """Every group with "use_muon", those of Muon at their own rate."""
+    own = {} if muon_lr is None else {"lr": muon_lr, "lr_scale": float(muon_lr / lr) if lr else 1.0}
+    told = [{**group, "use_muon": group.get("use_muon", False)} for group in groups]
+    if not any(group["use_muon"] for group in told):
+        warnings.warn(
+            "no group is Muon's: the base model has no hidden matrix that learns, so all are for Adam", stacklevel=3
+        )
+    return Groups({**group, **own} if group["use_muon"] else group for group in told)
 
 
 def _check_base(base: Any) -> list[Any]:
@@ -101,7 +98,7 @@ def _check_base(base: Any) -> list[Any]:
                 f"base holds {shown(item)}, which is neither a parameter nor a group {{'params': [...], ...}}"
             )
         if isinstance(item, dict) and "lr" in item:
-            _check_rate("lr of a group in base", item["lr"])
+            check_rate("lr of a group in base", item["lr"])
     return items
 
 
@@ -145,9 +142,11 @@ def _default_base(
             if id(parameter) in taken or not parameter.requires_grad:
                 continue
             taken.add(id(parameter))
-            if len(shapes.get(id(parameter), parameter.shape)) < 2:
+            dimensions = len(shapes.get(id(parameter), parameter.shape))
+            of_a_linear = dimensions == 2 and name in linear_weights(module)  # Muon takes no convolution's [N, K, 1, 1]
+            if dimensions < 2:
                 vectors.append(parameter)
-            elif muon and name in linear_weights(module) and not is_head_name(own_name(fqn, model)):
+            elif muon and of_a_linear and not is_head_name(own_name(fqn, model)):
                 hidden.append(parameter)
             else:
                 matrices.append(parameter)

@@ -193,32 +193,12 @@ def test_muon_takes_the_matrices_of_gpt2_and_of_an_attention():
     assert {n for n, g in found.items() if g["use_muon"]} == matrices
 
 
-# --- rates that a loop sets ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("muon", [False, True])
 def test_every_group_has_its_multiplier(muon):
     groups = noble_fx.param_groups(transformed("modules"), lr=0.5, muon=muon)
     assert all(group["lr"] == pytest.approx(0.5 * group["lr_scale"]) for group in groups)
     assert {group["lr_scale"] for group in groups if group["name"].startswith("base")} == {1.0}
     assert len({group["lr_scale"] for group in groups}) > 3
-
-
-@pytest.mark.parametrize("make", [torch.optim.SGD, lambda g: torch.optim.Adam(g, capturable=True)])
-def test_a_loop_scales_the_rates_of_all_groups(make):
-    groups = noble_fx.param_groups(transformed("modules"), lr=1.0)
-    if make is not torch.optim.SGD:
-        groups = [{**group, "lr": torch.tensor(group["lr"])} for group in groups]
-    optimizer = make(groups)
-    optimizer.load_state_dict(optimizer.state_dict())  # as after a restart
-    rates = [group["lr"] for group in optimizer.param_groups]
-    noble_fx.scale_lr(optimizer, 0.25)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        assert float(group["lr"]) == pytest.approx(0.25 * group["lr_scale"])
-        assert not isinstance(rate, torch.Tensor) or group["lr"] is rate
-    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
-    with pytest.raises(ConfigError, match=r"group 7 of the optimizer has no 'lr_scale'"):
-        noble_fx.scale_lr(optimizer, 0.5)
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------
@@ -267,3 +247,42 @@ def test_arguments_that_cannot_be(settings, message):
 def test_a_rate_in_a_tensor_is_one():
     groups = noble_fx.param_groups(transformed(), torch.tensor(0.1))
     assert all(isinstance(group["lr"], torch.Tensor) for group in groups)
+
+
+# --- Muon ------------------------------------------------------------------------------------------------------------
+
+
+def test_muon_has_a_rate_of_its_own_in_the_same_ratio_as_the_others():
+    groups = noble_fx.param_groups(transformed("modules"), lr=0.01, muon=True, muon_lr=0.2)
+    rates = {group["name"]: (group["lr"], group["lr_scale"]) for group in groups}
+    assert rates["base matrices (Muon)"] == (0.2, 20.0)
+    assert rates["base matrices"] == (0.01, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"muon_lr": 0.1}, "muon_lr=0.1 .* no groups for Muon; muon=True"),
+        ({"muon": True, "muon_lr": 0.1, "base": []}, "groups of your own in base have rates"),
+        ({"muon": True, "muon_lr": -1.0}, "muon_lr=-1.0 must be a finite number"),
+    ],
+)
+def test_a_rate_for_no_group_is_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        noble_fx.param_groups(transformed("modules"), lr=1.0, **given)
+
+
+def test_where_muon_would_get_nothing_a_warning_says_so():
+    model = transformed("modules")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".noble." in name)
+    with pytest.warns(UserWarning, match="no group is Muon's"):
+        groups = noble_fx.param_groups(model, lr=1.0, muon=True)
+    assert not any(group["use_muon"] for group in groups)
+
+
+def test_a_convolution_is_not_for_muon():
+    model = noble_fx.transform(nn.Sequential(nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(8, 8)), rank=2, select="all")
+    found = by_parameter(model, noble_fx.param_groups(model, lr=1.0, muon=True))
+    assert {name for name, group in found.items() if group["use_muon"]} <= {"2.weight"}
+    assert not found["0.weight"]["use_muon"]

@@ -1,0 +1,1 @@
+"""Training a model with branches: optimizer groups, their rates, what learns."""

@@ -1,0 +1,41 @@
+"""Optimizer groups as a list that prints itself as a table."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Group = dict[str, Any]
+
+
+class Groups(list[Group]):
+    """What `param_groups` returns: a list of groups like any other, and `print(groups)` shows them, a line each."""
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        Console(file=text, width=110, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def __rich__(self) -> Table:
+        muon = any("use_muon" in group for group in self)
+        table = Table(box=None, pad_edge=False)
+        for name in ("group", "tensors", "parameters", "lr", "×", "weight decay", *["optimizer"] * muon):
+            table.add_column(name, justify="left" if name in ("group", "optimizer") else "right")
+        for group in self:
+            table.add_row(*_cells(group), *["Muon" if group.get("use_muon") else "Adam"] * muon)
+        return table
+
+
+def _cells(group: Group) -> list[str]:
+    decay = group.get("weight_decay")
+    return [
+        group.get("name", "–"),
+        f"{len(group['params']):,}",
+        f"{sum(parameter.numel() for parameter in group['params']):,}",
+        f"{float(group['lr']):.3g}" if "lr" in group else "–",
+        f"{group['lr_scale']:.3g}",
+        "–" if decay is None else f"{decay:.3g}",
+    ]

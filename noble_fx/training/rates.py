@@ -1,0 +1,36 @@
+"""Rates that keep their ratios: one step of a schedule, and what counts as a rate."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any
+
+import torch
+
+from noble_fx.errors import ConfigError, shown
+
+
+def scale_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group to `lr` times its own "lr_scale": one step of a schedule.
+
+    Raises `ConfigError` for a group without one, which `param_groups` did not make.
+    """
+    for i, group in enumerate(optimizer.param_groups):
+        if "lr_scale" not in group:
+            raise ConfigError(
+                f"group {i} of the optimizer has no 'lr_scale'; build groups by noble_fx.param_groups, or give it one"
+            )
+    for group in optimizer.param_groups:
+        rate = lr * group["lr_scale"]
+        if isinstance(group["lr"], torch.Tensor):  # a captured step reads this very tensor
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def check_rate(name: str, rate: Any) -> None:
+    """Refuse what is no rate; one in a tensor is read by a captured step."""
+    number = isinstance(rate, Real) and not isinstance(rate, bool) and 0 <= float(rate) < math.inf
+    if not number and not (isinstance(rate, torch.Tensor) and rate.numel() == 1):
+        raise ConfigError(f"{name}={shown(rate)} must be a finite number ≥ 0")

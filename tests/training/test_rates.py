@@ -1,0 +1,59 @@
+"""A loop that sets rates keeps their ratios."""
+
+import pytest
+import torch
+from torch import nn
+
+import noble_fx
+from noble_fx import ConfigError
+from noble_fx.training.rates import check_rate
+from tests.models import transformed
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, lambda g: torch.optim.Adam(g, capturable=True)])
+def test_a_loop_scales_the_rates_of_all_groups(make):
+    groups = noble_fx.param_groups(transformed("modules"), lr=1.0)
+    if make is not torch.optim.SGD:
+        groups = [{**group, "lr": torch.tensor(group["lr"])} for group in groups]
+    optimizer = make(groups)
+    optimizer.load_state_dict(optimizer.state_dict())  # as after a restart
+    rates = [group["lr"] for group in optimizer.param_groups]
+    noble_fx.scale_lr(optimizer, 0.25)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        assert float(group["lr"]) == pytest.approx(0.25 * group["lr_scale"])
+        assert not isinstance(rate, torch.Tensor) or group["lr"] is rate
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    with pytest.raises(ConfigError, match=r"group 7 of the optimizer has no 'lr_scale'"):
+        noble_fx.scale_lr(optimizer, 0.5)
+
+
+@pytest.mark.parametrize("rate", [0, 0.5, torch.tensor(0.1)])
+def test_what_is_a_rate(rate):
+    check_rate("lr", rate)
+
+
+@pytest.mark.parametrize("rate", [-1, float("nan"), float("inf"), True, "fast", None, torch.ones(2)])
+def test_what_is_none(rate):
+    with pytest.raises(ConfigError, match=r"^lr=.* must be a finite number"):
+        check_rate("lr", rate)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+        lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, [0.1 * g["lr_scale"] for g in o.param_groups], 10),
+    ],
+    ids=["LambdaLR", "CosineAnnealingLR", "LinearLR", "OneCycleLR"],
+)
+def test_schedulers_that_keep_the_ratios(schedule):
+    optimizer = torch.optim.SGD(noble_fx.param_groups(transformed("modules"), lr=0.1))
+    scheduler = schedule(optimizer)
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+        base = next(g["lr"] for g in optimizer.param_groups if g["lr_scale"] == 1.0)
+        for group in optimizer.param_groups:
+            assert group["lr"] == pytest.approx(base * group["lr_scale"])
