@@ -182,5 +182,5 @@ def _rebuilt_inputs(model: nn.Module, inputs: Any, folder: Path) -> tuple[dict[s
         return rebuild(inputs, next((p.device for p in model.parameters()), torch.device("cpu")))
     except Exception as error:  # whatever torch has against such sizes
         raise CheckpointError(
-            f"{printable(folder / CONFIG)} is not a config of noble_fx.save: inputs: {error!s:.200}"
+            f"{printable(folder / CONFIG)} is not a config of noble_fx.save: inputs: {printable(error):.200}"
         ) from error

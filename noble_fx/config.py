@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from noble_fx.errors import ConfigError, check_flag, nearest, shown
+from noble_fx.errors import ConfigError, check_flag, nearest, printable, shown
 
 RankSpec = int | float | str
 CAPTURES = ["auto", "modules", "fx", "export"]  # noble_fx.captures.register_capture adds to them
@@ -205,7 +205,7 @@ class NobleConfig:
             try:
                 values["preset"] = NoblePreset(**preset)
             except TypeError as error:
-                raise ConfigError(f"preset: {str(error).partition(') ')[2] or error}") from None
+                raise ConfigError(f"preset: {printable(str(error).partition(') ')[2] or error)}") from None
         return cls().replace(**values)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def check_regex(pattern: str, name: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError, TypeError) as error:
-        raise ConfigError(f"{name}={shown(pattern)} is not a regular expression: {error}") from None
+        raise ConfigError(f"{name}={shown(pattern)} is not a regular expression: {printable(error)}") from None
 
 
 def _check_names(value: Any, name: str, groups: Collection[str]) -> None:

@@ -73,6 +73,7 @@ def test_settings_that_cannot_be(settings, message):
         ({"phase_std": -1}, "phase_std=-1 of a preset must not be negative"),
         ({"mixer_init": "zeros"}, "mixer_init='zeros' is unknown"),
         ({"colour": 1}, "preset: got an unexpected keyword argument 'colour'"),
+        ({"\ud7fc": 1}, r"preset: got an unexpected keyword argument '\\ud7fc'"),
     ],
 )
 def test_a_preset_in_a_file_that_cannot_be(change, message):
@@ -81,6 +82,12 @@ def test_a_preset_in_a_file_that_cannot_be(change, message):
         NobleConfig.from_dict({"preset": preset | change})
     with pytest.raises(ConfigError, match="preset: missing 3 required"):
         NobleConfig.from_dict({"preset": {"name": "mine"}})
+
+
+def test_a_pattern_that_cannot_be_printed_is_shown_all_the_same():
+    with pytest.raises(ConfigError, match="is not a regular expression") as refused:
+        NobleConfig(select="[\ud7fc-a]")
+    assert str(refused.value).isprintable()
 
 
 def test_an_unknown_setting_names_the_nearest():

@@ -354,6 +354,24 @@ def test_sites_of_a_model_that_was_parametrized_afterwards():
     assert "without effect" not in str(noble_fx.explain(model))
 
 
+class Deciding(nn.Module):
+    def __init__(self, rank):
+        super().__init__()
+        self.gain = nn.Parameter(torch.randn(rank))
+
+    def forward(self, h):
+        return h * self.gain if h.sum() > 0 else -h
+
+
+def test_a_sigma_that_decides_on_values_is_eager_and_no_error():
+    model = tiny()
+    random = torch.get_rng_state()
+    noble_fx.transform(model, rank=4, act=Deciding, seed=0, select=["blocks.0.fc1"])
+    assert torch.equal(torch.get_rng_state(), random)
+    assert "value" in model.blocks[0].fc1.noble.unfused
+    assert torch.isfinite(model(tokens())).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -246,6 +246,8 @@ def _check_shape(module: nn.Module, name: str, rank: int) -> None:
         with torch.no_grad():
             shape = tuple(module(h).shape)
     except Exception as error:
+        if h.is_meta:  # it may decide on values, and there are none; where there are, it is asked again
+            return
         raise ConfigError(f"act {name} fails on an input [3, {rank}]: {error}") from error
     if shape != (3, rank):
         raise ConfigError(f"act {name} maps [3, {rank}] to {list(shape)}; it must keep the shape [.., rank]")

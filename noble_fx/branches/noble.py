@@ -48,7 +48,8 @@ class NobleBranch(Branch):
     @classmethod
     def check(cls, config: NobleConfig) -> None:
         """Refuse an unknown or misshapen σ; raises `ConfigError`."""
-        with torch.device("meta"):
+        # With values, since σ may decide on them, and without taking the caller's random numbers.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             activations.build_activation(config.act, 4, config.recipe)
 
     @property

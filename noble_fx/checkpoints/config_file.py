@@ -68,4 +68,4 @@ def read(folder: Path) -> Described:
 
 
 def _not_ours(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{printable(path)} is not a config of noble_fx.save: {reason}")
+    return CheckpointError(f"{printable(path)} is not a config of noble_fx.save: {printable(reason)}")

@@ -83,7 +83,7 @@ def _account_text(path: Path) -> str:
 
 
 def _unreadable(path: Path, reason: str) -> ExportError:
-    return ExportError(f"the account in {printable(path)} cannot be read: {reason}; export the model again")
+    return ExportError(f"the account in {printable(path)} cannot be read: {printable(reason)}; export the model again")
 
 
 # --- sites -----------------------------------------------------------------------------------------------------------

@@ -375,7 +375,7 @@ def run(
     return found
 
 
-@fuzzed(few=12, cost=4)
+@fuzzed(few=6, cost=4)
 @given(data=st.data())
 def test_kernels(data, launched):
     sites, name = data.draw(layers())
