@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import torch
 
+from noble_fx.torch_versions import is_exporting
+
 _OWN = threading.local()
 
 
@@ -29,7 +31,7 @@ def own_export() -> Iterator[None]:
 
 def leaves_this_process() -> bool:
     """Whether a user's `torch.export` is tracing, whose program must run where no key is known."""
-    if not torch.compiler.is_exporting():
+    if not is_exporting():
         return False
     # Own exports are non-strict, so Dynamo never comes here for one; it would have no rule for a thread's own values.
     return torch.compiler.is_dynamo_compiling() or not getattr(_OWN, "running", False)

@@ -42,12 +42,14 @@ __all__ = [
     "below_views",
     "decides_on_values",
     "decompositions",
+    "forget_compiled",
     "graph_pass",
     "in_forward_ad",
     "in_functorch",
     "in_transform",
     "inductor",
     "is_compiled",
+    "is_exporting",
     "merge_equal_nodes",
     "onnx_library_read_once",
     "qualified_name",
@@ -138,14 +140,28 @@ def _holds(expression: Any, sizes: list[torch.SymInt]) -> bool:
     return all(expression.subs(dict(zip(symbols, values, strict=True))) == True for values in tried)  # noqa: E712
 
 
+# Dynamo of torch 2.11 cannot ask torch for it.
+_HAS_AUTOCAST = {device: torch.amp.is_autocast_available(device) for device in ("cpu", "cuda", "xpu", "mps", "meta")}
+
+
+def _has_autocast(device: str) -> bool:
+    known = _HAS_AUTOCAST.get(device)
+    return torch.amp.is_autocast_available(device) if known is None else known
+
+
 def autocast_is_on(device: str) -> bool:
     """Whether autocast is on for a type of device; asking for one that has none, as meta, raises in torch."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return _has_autocast(device) and torch.is_autocast_enabled(device)
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
     """Inside, autocast is off for a type of device, which may be one that has none."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
+
+
+def is_exporting() -> bool:
+    """Whether torch.export is tracing; of `torch.compiler.is_exporting` Dynamo says so in every compile (2.11)."""
+    return torch.compiler._is_exporting_flag
 
 
 class _OnThread:
@@ -227,6 +243,12 @@ def onnx_library_read_once() -> Iterator[None]:
 def is_compiled(model: Any) -> bool:
     """Whether it is what `torch.compile(module)` gives."""
     return isinstance(model, torch._dynamo.OptimizedModule)
+
+
+def forget_compiled() -> None:
+    """Let Dynamo compile all anew: before torch 2.13 it does not see that a layer has another class."""
+    if torch.__version__ < "2.13":
+        torch._dynamo.reset()
 
 
 def shapes_before_sharding(model: nn.Module) -> dict[int, torch.Size]:

@@ -32,6 +32,7 @@ from noble_fx.errors import CaptureError, ConfigError, NobleError, Refusal, chec
 from noble_fx.layers.linear import Augmented
 from noble_fx.ops.cuda import why_no_kernel
 from noble_fx.sites.site import Choice
+from noble_fx.torch_versions import forget_compiled
 from noble_fx.wrappers import own_name
 
 
@@ -128,7 +129,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     if plan.config.fuse == "require":
         _require_kernels(branches)
     with restored_on_error(model) as before:
-        return _put_in(model, plan, branches, before)
+        result = _put_in(model, plan, branches, before)
+    forget_compiled()
+    return result
 
 
 def _put_in(model: nn.Module, plan: Plan, branches: dict[str, list[Branch]], before: Before) -> nn.Module:
@@ -205,6 +208,7 @@ def remove(model: nn.Module) -> nn.Module:
     check_unwrapped(model, "remove", (fqn for fqn, module in model.named_modules() if isinstance(module, Branch)))
     with restored_on_error(model):
         _take_out(model)
+    forget_compiled()
     return model
 
 

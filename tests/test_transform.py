@@ -390,3 +390,16 @@ def test_arguments_that_cannot_be(settings, message):
         noble_fx.transform(model, **settings)
     assert str(refused.value).isprintable()
     assert not named_branches(model)
+
+
+@pytest.mark.parametrize("capture", ["modules", "fx"])
+def test_what_was_compiled_before_sees_branches_come_and_go(capture):
+    torch._dynamo.reset()
+    model, x = tiny(), tokens()
+    compiled = torch.compile(model, backend="eager")
+    base = compiled(x)
+    loud(noble_fx.transform(model, rank=4, seed=0, capture=capture))
+    assert not torch.allclose(compiled(x), base)
+    torch.testing.assert_close(compiled(x), model(x))
+    noble_fx.remove(model)
+    torch.testing.assert_close(compiled(x), base)

@@ -27,9 +27,11 @@ from torch.utils import _pytree as pytree
 
 from noble_fx.torch_versions import OpOverload, UnknownSizes, decides_on_values, unknown_sizes
 
-# Besides the operators that torch calls pointwise. One whose name ends in "_" is the one without it.
+# Besides the operators that torch calls pointwise; the first line are those that torch 2.11 does not call so yet.
+# One whose name ends in "_" is the one without it.
 _APART = frozenset(
-    """_prelu_kernel _to_copy alias clone copy detach fill hardswish lift_fresh_copy log_sigmoid_forward masked_fill
+    """_conj_physical celu elu hardsigmoid hardtanh leaky_relu selu
+    _prelu_kernel _to_copy alias clone copy detach fill hardswish lift_fresh_copy log_sigmoid_forward masked_fill
     rsub zero cat diagonal expand permute repeat select slice split split_with_sizes squeeze stack t transpose unbind
     unsqueeze addmm addmv baddbmm bmm mm mv constant_pad_nd glu topk native_layer_norm _fused_rms_norm all amax
     amin aminmax any argmax argmin linalg_vector_norm logsumexp max mean min norm prod std sum var var_mean empty

@@ -39,7 +39,7 @@ _CONTAINERS = (list, tuple, dict, set, frozenset, torch.Size)
 class Witness:
     """Called, it says whether σ is what it was: True as long as nothing was changed."""
 
-    __slots__ = ("_children", "_empty", "_equal", "_kinds", "_same")
+    __slots__ = ("_children", "_empty", "_equal", "_holding", "_kinds", "_same")
 
     def __init__(self) -> None:
         self._empty: list[Any] = []  # tables of hooks, and of the children of modules that have none
@@ -47,6 +47,7 @@ class Witness:
         self._children: list[tuple[Mapping[str, Any], int]] = []  # tables of children, and how many there are
         self._same: list[tuple[Mapping[str, Any], str, Any]] = []  # (table, name, the object that is there)
         self._equal: list[tuple[Any, str, Any]] = []  # (module or class, name of an attribute, its value)
+        self._holding: list[tuple[Any, str, Any]] = []  # the same for lists and the like, whose `is` Dynamo 2.11 lacks
 
     def __call__(self) -> bool:
         if any(self._empty):
@@ -63,6 +64,10 @@ class Witness:
         for owner, name, value in self._equal:
             now = getattr(owner, name, _ABSENT)
             if now is not value and (type(now) is not type(value) or now != value):
+                return False
+        for owner, name, value in self._holding:
+            now = getattr(owner, name, _ABSENT)
+            if type(now) is not type(value) or now != value:
                 return False
         return True
 
@@ -109,7 +114,8 @@ def _watch(made: Witness, part: nn.Module, notes: Notes, ran: nn.Module | None) 
         else:
             value = getattr(part, name, _ABSENT)
             try:
-                made._equal.append((part, name, _snapshot(value)))
+                noted = made._holding if type(value) in _CONTAINERS else made._equal
+                noted.append((part, name, _snapshot(value)))
             except TypeError:
                 return f"reads self.{name}, and a change inside a {type(value).__name__} could not be seen"
             if type(value) in _CONTAINERS and ran is not None and getattr(ran, name, _ABSENT) != value:

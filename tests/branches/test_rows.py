@@ -70,6 +70,10 @@ KEPT = {
 
 @pytest.mark.parametrize("name", KEPT)
 def test_rows_are_kept(name):
+    if name in ("outer products", "in place") and torch.__version__ < "2.13":
+        with pytest.raises(MixesRows, match="something is decided"):  # which torch itself does there; so it is eager
+            check(KEPT[name])
+        return
     check(KEPT[name])
 
 
