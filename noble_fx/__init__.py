@@ -18,10 +18,12 @@ from noble_fx.inspect import programs, sites
 from noble_fx.layers import replaced
 from noble_fx.layers.linear import NobleLinear
 from noble_fx.layers.registry import register_layer
+from noble_fx.onnx_export.aten import export
 from noble_fx.onnx_export.export import ExportReport, export_onnx
 from noble_fx.onnx_export.session import OnnxModel
 from noble_fx.passes.history import Program
 from noble_fx.sites.site import Site
+from noble_fx.training.hugging_face import NobleTrainerMixin
 from noble_fx.training.muon import muon_split
 from noble_fx.training.param_groups import param_groups
 from noble_fx.training.rates import scale_lr
@@ -50,6 +52,7 @@ __all__ = [
     "NobleError",
     "NobleLinear",
     "NoblePreset",
+    "NobleTrainerMixin",
     "Program",
     "Refusal",
     "Site",
@@ -57,6 +60,7 @@ __all__ = [
     "branch_names",
     "disabled",
     "explain",
+    "export",
     "export_onnx",
     "fold",
     "kernels",

@@ -7,6 +7,8 @@ that does not fit changes nothing. `checkpoints/` has the files and what they ho
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +50,12 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
     check_flag("overwrite", overwrite, CheckpointError)
     ranks = is_sharded(model)
     whole, model = model, unwrapped(model)
-    with agreed(ranks):
+    together = partial(agreed, ranks) if ranks else nullcontext  # alone, nothing comes after the last rename
+    with together():
         folder = _as_folder(folder)
         described = _described(model)
     state = gathered(whole) if ranks else {}
-    with agreed(ranks):
+    with together():
         if not ranks:
             _write(folder, overwrite, state_to_save(model), described)
         elif on_rank_0():

@@ -128,10 +128,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
             branch.choice = choice
     if plan.config.fuse == "require":
         _require_kernels(branches)
-    with restored_on_error(model) as before:
-        result = _put_in(model, plan, branches, before)
     forget_compiled()
-    return result
+    with restored_on_error(model) as before:
+        return _put_in(model, plan, branches, before)
 
 
 def _put_in(model: nn.Module, plan: Plan, branches: dict[str, list[Branch]], before: Before) -> nn.Module:
@@ -206,9 +205,9 @@ def remove(model: nn.Module) -> nn.Module:
     if any(map(is_off, branches.values())):
         raise ConfigError("the model is inside noble_fx.disabled(model); leave that, then remove")
     check_unwrapped(model, "remove", (fqn for fqn, module in model.named_modules() if isinstance(module, Branch)))
+    forget_compiled()
     with restored_on_error(model):
         _take_out(model)
-    forget_compiled()
     return model
 
 

@@ -1,5 +1,6 @@
 """One trace at a time, which nothing on another thread can see, and which a forked child does not wait for."""
 
+import copy
 import os
 import threading
 import time
@@ -37,7 +38,9 @@ class Watched(nn.Module):
         return self.layers(x)
 
     def __deepcopy__(self, memo):
-        return type(self)(self.other[0])
+        other = type(self)(self.other[0])
+        other.layers = copy.deepcopy(self.layers, memo)
+        return other
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def named_arguments(model: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
 
 def _need_tensors(args: Any, kwargs: Any) -> None:
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
-        raise ExportError("export_onnx needs example inputs; pass args=(x, …) or kwargs={'input_ids': …}")
+        raise ExportError("an export needs example inputs; pass args=(x, …) or kwargs={'input_ids': …}")
 
 
 # --- passes ----------------------------------------------------------------------------------------------------------

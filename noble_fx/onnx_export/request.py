@@ -42,11 +42,21 @@ def check_request(model: nn.Module, verify: bool | str, join: str | bool, opset:
 
     if not isinstance(verify, bool) and not (isinstance(verify, str) and verify == "warn"):
         raise ExportError(f"verify={shown(verify)} is unknown; use True, False or 'warn'")
-    if not (join is False or (isinstance(join, str) and join in PIPELINES)):
-        raise ExportError(f"join={shown(join)} is unknown; use 'up', 'down' or False")
+    check_join(join)
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not (type(opset) is int and _OLDEST_OPSET <= opset <= newest):
         raise ExportError(f"opset={shown(opset)} cannot be written; use {_OLDEST_OPSET} to {newest}")
+    check_values(model)
+
+
+def check_join(join: str | bool) -> None:
+    """Raises `ExportError` for a way to join matrices that is unknown."""
+    if not (join is False or (isinstance(join, str) and join in PIPELINES)):
+        raise ExportError(f"join={shown(join)} is unknown; use 'up', 'down' or False")
+
+
+def check_values(model: nn.Module) -> None:
+    """Raises `ExportError` for a model on the meta device."""
     if any(t.is_meta for t in [*model.parameters(), *model.buffers()]):
         raise ExportError("the model is on the meta device and has no values to export; load or initialise it first")
 

@@ -21,10 +21,10 @@ _TRANSPARENT = frozenset(
 _SHARDED = ("FullyShardedDataParallel", "fully_shard", "replicate")
 
 
-def plain_model(model: Any) -> nn.Module:
+def plain_model(model: Any, verb: str = "export_onnx") -> nn.Module:
     """The user's own model; raises `ExportError` for what is none, and for one whose weights lie on several ranks."""
     if not isinstance(model, nn.Module):
-        raise ExportError(f"noble_fx.export_onnx takes an nn.Module, not {type(model).__name__}")
+        raise ExportError(f"noble_fx.{verb} takes an nn.Module, not {type(model).__name__}")
     while wrapper(model) in _TRANSPARENT:
         (model,) = model.children()
     if isinstance(model, torch.jit.ScriptModule):

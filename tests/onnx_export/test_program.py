@@ -53,7 +53,7 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("args", "result", "shapes", "message"),
     [
-        ((), lambda x: x, None, "export_onnx needs example inputs"),
+        ((), lambda x: x, None, "an export needs example inputs"),
         ((X, X), lambda x: x, None, r"the example inputs do not fit forward\(x\)"),
         (
             (X,),

@@ -1,0 +1,51 @@
+"""Hugging Face's Trainer with the groups of `param_groups`.
+
+class NobleTrainer(NobleTrainerMixin, Trainer): ...
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from noble_fx.attach.attach import named_branches
+from noble_fx.errors import ConfigError
+from noble_fx.training.param_groups import param_groups
+
+
+class NobleTrainerMixin:
+    """Put before `transformers.Trainer`: its own optimizer, rate and decay, with branches in groups of their own.
+
+    Schedulers, resuming and everything else are the Trainer's. Raises `ConfigError` for an optimizer that takes no
+    groups.
+    """
+
+    args: Any
+    model: Any
+    optimizer: Optimizer | None
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's optimizer, whose groups are `param_groups`' from now on; one that was given stays as it is."""
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        model = next((each for each in (*args, kwargs.get("model")) if each is not None), self.model)
+        if not given and named_branches(model):
+            _regroup(optimizer, model, self.args.learning_rate, self.args.weight_decay)
+        return optimizer
+
+
+def _regroup(optimizer: Any, model: Any, lr: float, weight_decay: float) -> None:
+    if not isinstance(optimizer, Optimizer) or optimizer.state:
+        raise ConfigError(
+            f"{type(optimizer).__qualname__} takes no groups of branches; give the Trainer optimizers=(optimizer, None)"
+        )
+    of_branches = {id(p) for branch in named_branches(model).values() for p in branch.parameters()}
+    base = [
+        {**group, "params": [p for p in group["params"] if id(p) not in of_branches]}
+        for group in optimizer.param_groups
+    ]
+    groups = param_groups(model, lr, weight_decay, base=[group for group in base if group["params"]])
+    optimizer.param_groups.clear()
+    for group in groups:
+        optimizer.add_param_group(group)
