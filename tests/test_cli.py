@@ -114,6 +114,7 @@ def test_export_writes_verifies_and_reads_back(capsys, tmp_path):
     assert [site["rank"] for site in json.loads(capsys.readouterr().out)] == [2, 2]
 
 
+@pytest.mark.long
 def test_export_of_saved_weights_from_a_config(capsys, config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 1}))
     torch.manual_seed(0)

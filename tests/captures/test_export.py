@@ -272,6 +272,7 @@ def test_a_cache_is_left_out_and_explain_says_so():
         made(tokens(), use_cache=True)
 
 
+@pytest.mark.long
 def test_onnx_of_an_exported_model_keeps_its_argument_names(tmp_path):
     pytest.importorskip("onnxruntime")
     report = noble_fx.export_onnx(exported(), (tokens(),), tmp_path / "m.onnx")

@@ -105,6 +105,7 @@ for _ in range(200):
 """
 
 
+@pytest.mark.long
 def test_several_processes_never_see_half_a_file(tmp_path):
     command = [sys.executable, "-c", WRITE, str(tmp_path / "deep" / "file")]
     root = Path(__file__).parents[2]

@@ -64,6 +64,7 @@ for source in noble_fx.kernels(**settings).sources.values():
 """
 
 
+@pytest.mark.long
 def test_the_same_plan_gives_the_same_bytes_in_another_process():
     settings = PLANS["cosnet_reference_r12_fp32"]
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}

@@ -199,7 +199,7 @@ def outcome(function: Verb, arguments: dict[str, Any]) -> str:
     return "done"
 
 
-@fuzzed(few=80)
+@fuzzed(few=40)
 @given(data=st.data())
 def test_arguments(data):
     verb = data.draw(st.sampled_from(list(VERBS)))

@@ -606,7 +606,7 @@ def change(draw: Any, act: nn.Module) -> str:
         return f"{type(each).__name__}, {at}"
 
 
-@fuzzed(few=15, cost=2)
+@fuzzed(few=10, cost=2)
 @given(data=st.data())
 def test_sigma(data):
     draw = data.draw

@@ -15,6 +15,7 @@ import noble_fx
 from noble_fx import ExportError
 from tests.captures.test_export import exported
 from tests.models import loud, tiny, tokens
+from tests.samples import long
 
 IN_ANOTHER_PROCESS = """
 import sys
@@ -39,7 +40,7 @@ def operators(program: torch.export.ExportedProgram) -> set[str]:
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
 
-@pytest.mark.parametrize("settings", [{}, {"fold": False}, {"join": "up"}], ids=str)
+@pytest.mark.parametrize("settings", [{}, long({"fold": False}), {"join": "up"}], ids=str)
 def test_aten_alone_and_the_same_at_any_batch_and_length(settings):
     model = made()
     before = copy.deepcopy(model.state_dict())
@@ -84,7 +85,7 @@ def other_process(tmp_path, how, model, x, **settings):
     assert answer.stdout.strip().endswith("the same"), answer.stderr[-2000:]
 
 
-@pytest.mark.parametrize("join", [False, "up"])
+@pytest.mark.parametrize("join", [False, long("up")])
 def test_another_process_loads_and_runs_it_without_this_package(tmp_path, join):
     other_process(tmp_path, "loaded", rows(), torch.randn(5, 8), join=join)
 

@@ -30,7 +30,7 @@ def features(batch=2, length=5):
     return torch.randn(batch, length, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module", params=["fx", "modules"])
+@pytest.fixture(scope="module", params=[long("fx"), "modules"])
 def exported(request, tmp_path_factory):
     model = loud(noble_fx.transform(tiny(layers=1), rank=4, capture=request.param)).train()
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
@@ -82,6 +82,7 @@ def test_the_file_says_what_it_is(exported):
     assert described["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.long
 def test_size_is_that_of_the_parameters(tmp_path):
     model = noble_fx.transform(tiny(width=256, layers=1), rank=16)
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx")
@@ -146,7 +147,7 @@ def test_what_is_joined(joined, fold, one_block, tmp_path):
     assert counts["Concat"] - base["Concat"] == concats
 
 
-@pytest.mark.parametrize("act", ["swiglu_net", "gelu_scale", "leaky_relu", "cosnet_double"])
+@pytest.mark.parametrize("act", ["swiglu_net", long("gelu_scale"), "leaky_relu", long("cosnet_double")])
 def test_other_activations(act, tmp_path):
     model = loud(noble_fx.transform(nn.Linear(8, 12), rank=4, act=act, select="all", preset="reference"))
     assert noble_fx.export_onnx(model, (features(),), tmp_path / "m.onnx").largest_error < 1e-4

@@ -20,7 +20,7 @@ from noble_fx.runtime import autotune
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
 from tests.fused_layer import TOLERANCE, arguments, check, check_group, exact_of, layer_of, near, strided, take
 from tests.models import Gamma, Idle
-from tests.samples import crossed
+from tests.samples import crossed, long
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: tests/gpu runs there")
@@ -329,7 +329,7 @@ def gradients_of(layer, x) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in layer.named_parameters()}
 
 
-@pytest.mark.parametrize("rank", [12, 140])
+@pytest.mark.parametrize("rank", [12, long(140)])
 def test_what_needs_no_gradient_is_not_computed(rank, on_cpu):
     layer, x = layer_of("cosnet", rank=rank), torch.randn(9, 40)
     every = gradients_of(layer, x)

@@ -125,7 +125,7 @@ class Drawn(nn.Module):
         return h
 
 
-@fuzzed(5, cost=100)
+@fuzzed(4, cost=100)
 @given(
     steps=st.lists(st.sampled_from([*UNARY, "scale", "shift", "mixer", "gate"]), min_size=1, max_size=6),
     rank=st.integers(1, 80),
@@ -136,7 +136,7 @@ def test_any_chain_of_steps(steps, rank, rows, dtype):
     check(branch_of(lambda rank: Drawn(rank, steps), rank), rows, dtype)
 
 
-@fuzzed(3, cost=200)
+@fuzzed(2, cost=200)
 @given(
     steps=st.lists(st.sampled_from([*UNARY, "scale", "shift", "mixer", "gate"]), min_size=2, max_size=5),
     rank=st.integers(129, 256),
