@@ -1,6 +1,7 @@
 """`python -m benchmarks [NAME …]`: run benchmarks, print their tables, write `benchmarks/results/NAME.json`.
 
     cpu_linear   one site on the CPU; what runs where no name is given
+    host         what a call costs in Python, by tiny layers
     onnx         whole models in ONNX Runtime on the CPU: some fifteen minutes
     onnx_layers  chains of layers there, by width
     kernels      the generated kernels' FLOPs, bytes and resources, without a GPU: some ten minutes of compiling
@@ -18,10 +19,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import cpu_linear, gpu, kernels, onnx, onnx_layers
+from benchmarks import cpu_linear, gpu, host, kernels, onnx, onnx_layers
 
 BENCHMARKS: dict[str, Callable[..., dict[str, object]]] = {
     "cpu_linear": cpu_linear.run,
+    "host": host.run,
     "onnx": onnx.run,
     "onnx_layers": onnx_layers.run,
     "kernels": lambda rounds=0: kernels.run(),
