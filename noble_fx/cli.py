@@ -299,6 +299,8 @@ def build_model(spec: str, device: str = "meta") -> nn.Module:
 
 
 def _from_hugging_face(path: Path) -> nn.Module:
+    if not path.exists():  # transformers would ask the hub for a model of that name
+        raise ConfigError(f"{path} is not a Hugging Face config: there is no such file")
     try:
         import transformers
     except ImportError:

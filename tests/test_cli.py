@@ -12,6 +12,7 @@ import torch
 import noble_fx
 from noble_fx import cli
 from noble_fx.branches import kinds
+from tests.samples import long
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,7 +72,8 @@ def test_explain_with_a_budget(capsys, config):
         (["sites", "no.such.module:make"], "cannot import 'no.such.module'"),
         (["sites", "tests.models:nothing"], "has no 'nothing'"),
         (["sites", "tests.test_cli:not_a_model"], "gave int, not an nn.Module"),
-        (["sites", "hf:nowhere.json"], "is not a Hugging Face config"),
+        (["sites", "hf:nowhere.json"], "is not a Hugging Face config: there is no such file"),
+        long(["sites", "hf:pyproject.toml"], "is not a Hugging Face config"),
         (["explain", "tests.models:tiny", "--rank", "0"], "rank=0 is not a rank"),
         (["export", "tests.models:tiny"], "export needs an example input: --input 2x16:int64"),
         (["export", "tests.models:tiny", "--input", "2xq"], "'2xq' is not [NAME=]SHAPE[:DTYPE]"),

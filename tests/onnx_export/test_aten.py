@@ -33,7 +33,7 @@ print("the same")
 
 
 def made(**settings) -> nn.Module:
-    return loud(noble_fx.transform(tiny(), rank=4, seed=0, **settings))
+    return loud(noble_fx.transform(tiny(layers=1), rank=4, seed=0, **settings))
 
 
 def operators(program: torch.export.ExportedProgram) -> set[str]:
@@ -53,15 +53,15 @@ def test_aten_alone_and_the_same_at_any_batch_and_length(settings):
 
 
 def test_a_model_that_runs_graphs_is_exported_too():
-    model = exported()
-    program = noble_fx.export(model, (tokens(),))
+    model = exported(tiny(layers=1), select="fc1")
+    program = noble_fx.export(model, (tokens(),), verify=False)
     assert not any("noble_fx" in name for name in operators(program))
     torch.testing.assert_close(program.module()(tokens(3, 4)), model(tokens(3, 4)), atol=1e-5, rtol=1e-4)
 
 
 def test_base_weights_keep_their_names_unless_they_are_joined():
     model = made()
-    names = set(noble_fx.export(model, (tokens(),)).state_dict)
+    names = set(noble_fx.export(model, (tokens(),), verify=False).state_dict)
     assert {name for name, _ in noble_fx.remove(model).named_parameters()} <= names
 
 
@@ -115,5 +115,5 @@ def test_what_cannot_be_is_one_error(model, given, message):
 def test_a_program_that_is_too_far_off_is_no_answer(monkeypatch):
     monkeypatch.setattr("noble_fx.onnx_export.aten.difference", lambda tensor, result: (1.0, 1.0))
     with pytest.raises(ExportError, match=r"differs from the model by 1.00e\+00 at .*allowed: 0.0001"):
-        noble_fx.export(made(), (tokens(),))
-    noble_fx.export(made(), (tokens(),), verify=False)
+        noble_fx.export(rows(), (torch.randn(2, 8),))
+    noble_fx.export(rows(), (torch.randn(2, 8),), verify=False)

@@ -47,7 +47,7 @@ class Echo(nn.Module):
         return x.reshape(-1, 2)
 
 
-IN_SUITE = {f"tensor({name})" for name in ("float", "bfloat16", "double", "int8", "int64", "bool")}
+IN_SUITE = {f"tensor({name})" for name in ("float", "bfloat16", "int64", "bool")}
 
 
 @pytest.mark.parametrize("name", sampled(list(DTYPES), IN_SUITE))

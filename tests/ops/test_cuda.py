@@ -70,7 +70,7 @@ def test_activations_and_presets(act, preset):
     check(layer_of(act, preset=preset, bias=preset == "paper"), torch.randn(37, 40))
 
 
-@pytest.mark.parametrize("rank", [1, 2, 16, 17, 100])
+@pytest.mark.parametrize("rank", [1, long(2), long(16), 17, long(100)])
 def test_ranks(rank):
     check(layer_of(in_features=48, rank=rank), torch.randn(33, 48))
 
