@@ -13,7 +13,7 @@ from noble_fx.onnx_export import model_file
 from noble_fx.onnx_export.open_session import MissingKernel
 from noble_fx.runtime import OnnxModel
 from tests.models import loud, tiny, tokens
-from tests.samples import crossed
+from tests.samples import crossed, long
 
 
 class Tied(nn.Module):
@@ -30,7 +30,7 @@ class Tied(nn.Module):
         return self.head(torch.relu(self.linear(self.embed(idx))))
 
 
-@pytest.mark.parametrize("functions", [False, True])
+@pytest.mark.parametrize("functions", [False, long(True)])
 def test_tied_weights_are_stored_once(functions, tmp_path):
     model = loud(noble_fx.transform(Tied(), rank=4, select=["linear", "head"]))
     report = noble_fx.export_onnx(model, (tokens(),), tmp_path / "m.onnx", functions=functions)
@@ -141,7 +141,7 @@ def test_graphs_inside_the_graph_are_tidied(tmp_path):
     assert b".py" not in (tmp_path / "m.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("functions", [False, True])
+@pytest.mark.parametrize("functions", [long(False), True])
 def test_nothing_of_this_machine_is_in_the_file(functions, tmp_path):
     layers = nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 12), nn.LayerNorm(12), nn.Linear(12, 8))
     model = noble_fx.transform(layers.eval(), rank=4, select="all")

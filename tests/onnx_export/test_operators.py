@@ -13,7 +13,7 @@ from tests.samples import long
 from tests.zoo import ZOO, transform_entry
 
 
-@pytest.mark.parametrize("capture", ["modules", long("export")])
+@pytest.mark.parametrize("capture", [long("modules"), long("export")])
 def test_experts(capture, tmp_path):
     """One token of six goes to two of four experts: the others multiply no rows."""
     pytest.importorskip("transformers")
