@@ -179,6 +179,7 @@ def test_the_trainer_trains_it(tmp_path):
     assert all(not torch.equal(model.state_dict()[key], value) for key, value in before.items())
 
 
+@pytest.mark.long
 def test_seventy_billion_parameters_on_the_meta_device():
     config = transformers.LlamaConfig(
         hidden_size=8192,

@@ -78,8 +78,20 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("capture", CAPTURES)
-@pytest.mark.parametrize(("change", "reason"), CHANGES.values(), ids=CHANGES)
+EXPORTED_IN_SUITE = {"a float", "a constant of the class", "a config", "a child", "a hook on a child", "a layer more"}
+
+
+@pytest.mark.parametrize(
+    ("capture", "change", "reason"),
+    [
+        pytest.param(
+            capture, *case, id=f"{capture}-{name}",
+            marks=[pytest.mark.long] if capture == "export" and name not in EXPORTED_IN_SUITE else [],
+        )
+        for capture in CAPTURES
+        for name, case in CHANGES.items()
+    ],
+)  # fmt: skip
 def test_what_the_graph_has_as_a_constant_cannot_change_without_a_word(capture, change, reason):
     model = made(capture)
     model(X)

@@ -108,6 +108,7 @@ def test_a_size_that_the_model_refuses_is_passed_over(tmp_path):
     assert report.checked == ("[2, 5]", "[1, 1]", "[1, 4]", "[3, 6]")
 
 
+@pytest.mark.long
 def test_a_graph_that_does_not_take_a_size_prints_nothing(tmp_path, capsys):
     """A traced graph prints its code where it fails; a size that is merely tried is no failure."""
     model = noble_fx.transform(ByteGPT(width=16, layers=1, heads=2, context=8), rank=2, capture="fx")

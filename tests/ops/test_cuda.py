@@ -295,7 +295,7 @@ def test_a_group_whose_second_result_is_not_used():
     check_group(group_of(48, 80, 40), torch.randn(37, 40), [0, 2])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [VARIANTS[0], *map(long, VARIANTS[1:])])
 def test_a_wide_group_is_split(monkeypatch, variant):
     take(monkeypatch, variant)
     check_group(group_of(48, 72, rank=140), torch.randn(37, 40), [0, 1])
