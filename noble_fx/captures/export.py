@@ -50,6 +50,8 @@ from noble_fx.sites.find import LinearMap, find_maps
 from noble_fx.torch_versions import decides_on_values
 
 _NOT_THE_MODELS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+# transformers' own, from a model's first call on: they collect states that were asked for, which a program returns.
+_COLLECTS = "transformers.utils.output_capturing"
 _CACHES = ("past_key_values", "past_key_value", "cache_params", "past_buckets_states")
 
 
@@ -160,7 +162,8 @@ def _check_inside(model: nn.Module) -> None:
     """Raise `Declined` for what is done around the modules inside, whose place the graphs take."""
     check_hooks(model)
     for name, module in model.named_modules():
-        if name and (module._forward_hooks or module._forward_pre_hooks):
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if name and any(str(getattr(hook, "__module__", "")) != _COLLECTS for hook in hooks):
             raise Declined(f"{name} has hooks, which a graph would not call")
         if "forward" in vars(module):
             raise Declined(f"the forward of {name} was replaced on the object itself")
