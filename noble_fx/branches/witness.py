@@ -14,7 +14,7 @@ import enum
 import functools
 import numbers
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,13 +39,14 @@ _CONTAINERS = (list, tuple, dict, set, frozenset, torch.Size)
 class Witness:
     """Called, it says whether σ is what it was: True as long as nothing was changed."""
 
-    __slots__ = ("_children", "_empty", "_equal", "_holding", "_kinds", "_same")
+    __slots__ = ("_children", "_empty", "_equal", "_holding", "_kinds", "_same", "_tied")
 
     def __init__(self) -> None:
         self._empty: list[Any] = []  # tables of hooks, and of the children of modules that have none
         self._kinds: list[tuple[nn.Module, type]] = []
         self._children: list[tuple[Mapping[str, Any], int]] = []  # tables of children, and how many there are
         self._same: list[tuple[Mapping[str, Any], str, Any]] = []  # (table, name, the object that is there)
+        self._tied: list[tuple[Any, str, Any, str]] = []  # (table, name, table, name): one tensor
         self._equal: list[tuple[Any, str, Any]] = []  # (module or class, name of an attribute, its value)
         self._holding: list[tuple[Any, str, Any]] = []  # the same for lists and the like, whose `is` Dynamo 2.11 lacks
 
@@ -61,6 +62,9 @@ class Witness:
         for table, name, item in self._same:
             if table.get(name, _ABSENT) is not item:
                 return False
+        for table, name, other, twin in self._tied:
+            if table.get(name) is not other.get(twin):
+                return False
         for owner, name, value in self._equal:
             now = getattr(owner, name, _ABSENT)
             if now is not value and (type(now) is not type(value) or now != value):
@@ -72,12 +76,25 @@ class Witness:
         return True
 
 
+def _twins(act: nn.Module) -> Iterator[tuple[Any, str, Any, str]]:
+    """Each further name of a parameter or buffer of σ, after its first one."""
+    first: dict[int, tuple[Any, str]] = {}
+    for part in act.modules():
+        for table in (part._parameters, part._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and id(tensor) in first:
+                    yield (*first[id(tensor)], table, name)
+                elif tensor is not None:
+                    first[id(tensor)] = (table, name)
+
+
 def witness(owner: nn.Module, name: str, recognised: Recognised) -> Witness | Refusal:
     """The witness of σ, the child `name` of `owner`; a refusal where it could be changed without being seen."""
     act = owner._modules[name]
     assert act is not None
     made, ran = Witness(), dict(recognised.after.named_modules()) if recognised.after is not None else {}
     made._same.append((owner._modules, name, act))
+    made._tied += _twins(act)
     for path, part in act.named_modules():
         reason = _watch(made, part, recognised.notes.get(path, Notes()), ran.get(path))
         if reason is not None:

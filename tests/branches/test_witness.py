@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
+import noble_fx
 from noble_fx import NobleLinear
 from noble_fx.branches.witness import Witness
 
@@ -324,3 +325,25 @@ def test_a_witness_is_a_few_reads():
     witness = layer.noble.bound._unchanged
     assert isinstance(witness, Witness)
     assert sum(len(getattr(witness, name)) for name in Witness.__slots__) <= 40
+
+
+def test_a_tensor_of_two_names_that_becomes_two_is_seen():
+    class Tied(nn.Module):
+        def __init__(self, rank):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(rank, rank))
+            self.twin = self.weight
+
+        def forward(self, h):
+            return F.linear(torch.tanh(F.linear(h, self.weight)), self.twin)
+
+    model, x = (
+        noble_fx.transform(nn.Sequential(nn.Linear(8, 8)), rank=2, act=Tied, select=".*", seed=0),
+        torch.randn(3, 8),
+    )
+    branch = model[0].noble
+    assert not branch.unfused
+    with torch.no_grad():
+        branch.up.normal_()
+        branch.act.twin = nn.Parameter(torch.randn(2, 2))
+    torch.testing.assert_close(model(x), F.linear(x, model[0].weight, model[0].bias) + branch(x))
