@@ -3,6 +3,8 @@
 y = x Wᵀ + b + σ(x Dᵀ) Uᵀ beside every chosen linear layer, trained with the model and kept for good (arXiv 2603.06492).
 """
 
+from typing import Any
+
 from noble_fx import runtime
 from noble_fx.branches.activations import activation_names, register_activation
 from noble_fx.branches.base import Branch
@@ -25,16 +27,27 @@ from noble_fx.passes.history import Program
 from noble_fx.sites.site import Site
 from noble_fx.training.hugging_face import NobleTrainerMixin
 from noble_fx.training.muon import muon_split
+from noble_fx.training.noble_plan import noble_plan
 from noble_fx.training.param_groups import param_groups
 from noble_fx.training.rates import scale_lr
 from noble_fx.training.trainable import set_trainable
-from noble_fx.transform import disabled, remove, reset_branches, transform
+from noble_fx.transform import disabled, remove, reset_branches, reset_parameters, transform
 
 # The public place of the class that runs an exported file; its own room lies below the runtime.
 runtime.OnnxModel = OnnxModel  # type: ignore[attr-defined]
 replaced.watch()
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The parallel styles, which import torch's own: half a second that most programs never need."""
+    if name not in ("NobleColwiseParallel", "NobleRowwiseParallel"):
+        raise AttributeError(f"module 'noble_fx' has no attribute {name!r}")
+    from noble_fx.training import parallel_styles
+
+    return getattr(parallel_styles, name)
+
 
 __all__ = [
     "PRESETS",
@@ -66,6 +79,7 @@ __all__ = [
     "kernels",
     "load",
     "muon_split",
+    "noble_plan",
     "param_groups",
     "programs",
     "register_activation",
@@ -73,6 +87,7 @@ __all__ = [
     "register_layer",
     "remove",
     "reset_branches",
+    "reset_parameters",
     "runtime",
     "save",
     "scale_lr",

@@ -31,7 +31,7 @@ from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, ConfigError, NobleError, Refusal, check_flag, shown
 from noble_fx.layers.linear import Augmented
 from noble_fx.ops.cuda import why_no_kernel
-from noble_fx.sites.site import Choice
+from noble_fx.sites.site import Choice, Site
 from noble_fx.torch_versions import forget_compiled
 from noble_fx.wrappers import own_name
 
@@ -230,3 +230,29 @@ def reset_branches(model: nn.Module) -> nn.Module:
             with drawing(branch.config, own_name(fqn, model)):
                 branch.redraw()
     return model
+
+
+def reset_parameters(model: nn.Module) -> nn.Module:
+    """Draw again all that `transform` drew: every branch, and with init_base=True the weights beside them.
+
+    What a model needs after meta → shard → `to_empty`, once its own weights are initialised: the values are those of
+    the unsharded model. Raises what `reset_branches` raises.
+    """
+    with restored_on_error(model) as before:
+        reset_branches(model)
+        for site, config in _drawn_with_their_base(model):
+            before.keep(base_tensors(model, site))
+            draw_base(model, site, config)
+    return model
+
+
+def _drawn_with_their_base(model: nn.Module) -> list[tuple[Site, NobleConfig]]:
+    """The sites of init_base=True, by the names that they have in `model` as it is wrapped now."""
+    found = {}
+    for fqn, branch in named_branches(model).items():
+        site = branch.site
+        if site is not None and branch.config.init_base:
+            weight = fqn.rpartition(".")[0] if site.experts else fqn
+            here = dataclasses.replace(site, weight=weight) if site.weight else dataclasses.replace(site, fqn=fqn)
+            found[weight] = here, branch.config
+    return list(found.values())

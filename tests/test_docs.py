@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.test_readme import headings
 
@@ -30,7 +31,7 @@ def test_links_lead_somewhere(page):
             assert not heading or heading in headings(page.parent / target if target else page), heading
 
 
-@pytest.mark.parametrize("page", ["glossary.md", "extending.md", "architecture.md", "training.md"])
+@pytest.mark.parametrize("page", ["glossary.md", "extending.md", "architecture.md", "training.md", "distributed.md"])
 def test_the_readme_leads_to_every_page(page):
     assert f"docs/{page}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -41,10 +42,21 @@ def test_a_term_is_explained_once():
     assert len(set(terms)) == len(terms)
 
 
-def test_what_is_written_of_training_runs_in_order(capsys):
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+def run_blocks(page: str) -> str:
+    """The page's Python as one program; returns the page's text."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     names: dict[str, object] = {}
     for body in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        exec(compile(body, "training.md", "exec"), names)
+        exec(compile(body, page, "exec"), names)
+    return text
+
+
+def test_what_is_written_of_training_runs_in_order(capsys):
+    text = run_blocks("training.md")
     (table,) = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert table.strip() in capsys.readouterr().out
+
+
+def test_what_is_written_of_many_processes_runs_in_order():
+    run_blocks("distributed.md")
+    assert not torch.distributed.is_initialized()

@@ -10,8 +10,8 @@ from noble_fx.branches.base import Branch
 from noble_fx.branches.drawing import drawing
 from noble_fx.branches.kinds import branch_class
 from noble_fx.config import NobleConfig
-from noble_fx.distributed import laid_out_like, replicate_beside
-from noble_fx.layers.registry import bias_of
+from noble_fx.distributed import laid_out_like, lay_beside
+from noble_fx.layers.registry import bias_of, layout_of
 from noble_fx.sites.site import Site
 from noble_fx.wrappers import own_name
 
@@ -30,7 +30,7 @@ def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Br
         branch.site, branch.drawn_as, branch.lacks_values = site, name, weight.is_meta
         branch.prepare(site.unfused if config.fuse else "fuse=False")
         branch.to(device=weight.device, dtype=weight.dtype)
-        replicate_beside(branch, weight)
+        lay_beside(branch, weight, site.layout or layout_of(owner))
         branches.append(branch.train(owner.training))
     return branches
 

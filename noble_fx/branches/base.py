@@ -18,7 +18,7 @@ an answer here that is right for any kind: parameters that learn like the base's
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -50,6 +50,9 @@ class Branch(nn.Module):
 
     kind: ClassVar[str] = ""  # the name that `transform(branch=…)` takes; the class's own where it says none
     action: ClassVar[str] = "add"
+    # The dimensions of its own tensors, {"down": ("r", "K")}, which a plan for ranks cuts where it cuts N or K. What is
+    # not named is whole on every rank, which is right for any kind.
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     folded = False  # True once constants were folded for inference, after which it cannot be drawn or saved
     drawn_as = ""  # the name that its seed goes by
     lacks_values = False  # made on the meta device, and not drawn since

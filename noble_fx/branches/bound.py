@@ -63,10 +63,12 @@ class Bound:
         self._shapes = [(r, k), (r,), (n, r), (n,), *(named[path].shape for path in form.act)]
         self._unchanged: Callable[[], bool] = form.unchanged
 
-    def operands(self, branch: Any, x: Tensor, weight: Tensor) -> list[Any] | None:
+    def operands(
+        self, branch: Any, x: Tensor, weight: Tensor, classes: frozenset[type] = PLAIN_TENSORS
+    ) -> list[Any] | None:
         """D, d, U, the bias of U (None where there is none), then σ's tensors; None where the branch must run itself.
 
-        `x` [.., K] and `weight` [N, K] are what it is called beside.
+        `x` [.., K] and `weight` [N, K] are what it is called beside, `classes` those that its tensors may be of.
         """
         if (
             branch._forward_hooks
@@ -83,7 +85,7 @@ class Bound:
         tensors: list[Any] = []
         for place, shape in zip(self._places, self._shapes, strict=True):
             tensor: Any = None if place is None else read(*place)
-            if place is not None and (type(tensor) not in PLAIN_TENSORS or tensor.shape != shape):
+            if place is not None and (type(tensor) not in classes or tensor.shape != shape):
                 return None
             tensors.append(tensor)
         return tensors if weight.shape == self._weight and x.shape[-1:] == self._input else None

@@ -9,7 +9,8 @@ Everything fast in this project is measured against `NobleBranch.forward`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from noble_fx.branches.own_tensors import own_modules, own_parameters
 from noble_fx.branches.trace import why_untraceable
 from noble_fx.branches.witness import witness
 from noble_fx.config import NobleConfig
+from noble_fx.distributed import reduced
 from noble_fx.errors import Refusal
 
 
@@ -32,6 +34,7 @@ class NobleBranch(Branch):
     """
 
     kind = "noble"
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"down": ("r", "K"), "up": ("N", "r"), "up_bias": ("N",)}
     up_bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, rank: int, config: NobleConfig, role: str = "other"):
@@ -66,7 +69,7 @@ class NobleBranch(Branch):
 
     def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
         """[.., N], or only the `rows` of N that go with a slice of the weight (one part of a fused qkv)."""
-        h = F.linear(x, self.down, self.down_bias)
+        h = reduced(F.linear(x, self.down, self.down_bias))
         up_bias = self.up_bias if rows is None or self.up_bias is None else self.up_bias[rows]
         return F.linear(activations.evaluate(self.act, h), self.up if rows is None else self.up[rows], up_bias)
 

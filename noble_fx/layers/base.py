@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from noble_fx.branches.base import Branch
+from noble_fx.distributed import is_distributed
 from noble_fx.errors import CaptureError, Refusal
 from noble_fx.layers.fused import fused_call
 from noble_fx.torch_versions import autocast_is_on
@@ -61,6 +62,11 @@ class Augmented:
 
     def branch_output(self, x: Tensor) -> Tensor:
         """What the branch adds to the layer's result."""
+        if is_distributed(x) and not any(map(is_distributed, self.noble.parameters())):
+            raise CaptureError(
+                f"a {plain_class(self).__name__} was laid over ranks without its branch; do that by "  # type: ignore[arg-type]
+                "parallelize_module(model, mesh, noble_fx.noble_plan(model, plan)), or transform afterwards"
+            )
         output: Tensor = self.noble(x)
         return output
 
@@ -75,8 +81,8 @@ class Augmented:
         """As in nn.Module; a plan for ranks that takes the branch's parameters for the layer's own is refused."""
         if "." in name:
             raise CaptureError(
-                f"a parallel plan takes {name!r} for a parameter of the {plain_class(self).__name__} beside it; "  # type: ignore[arg-type]
-                "parallelize_module first, then noble_fx.transform, then fully_shard"
+                f"a parallel plan takes {name!r} for a parameter of the {plain_class(self).__name__} beside it; let it "  # type: ignore[arg-type]
+                "lay out branches too: parallelize_module(model, mesh, noble_fx.noble_plan(model, plan))"
             )
         super().register_parameter(name, param)  # type: ignore[misc]
 

@@ -1,7 +1,8 @@
 """The fused call of a layer with its branch, or none: what the operator assumes is looked at here, once a call.
 
-It is known to be right for plain tensors of fitting shapes, outside of every transform of functions, for a branch
-that is what it was when it was prepared. Whatever else comes runs the layer and the branch themselves.
+It is known to be right for plain tensors of fitting shapes (`on_ranks.py` knows of DTensors), outside of every
+transform of functions, for a branch that is what it was when it was prepared. Whatever else comes runs the layer and
+the branch themselves.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from noble_fx.branches.base import Branch
 from noble_fx.branches.bound import read
+from noble_fx.distributed import is_distributed
 from noble_fx.exporting import leaves_this_process
 from noble_fx.schema import LINEAR
 from noble_fx.torch_versions import PLAIN_TENSORS, in_transform
@@ -21,9 +23,11 @@ from noble_fx.torch_versions import PLAIN_TENSORS, in_transform
 def fused_call(layer: Any, branch: Branch, x: Any) -> Tensor | None:
     """y [.., N] = x Wᵀ + b + branch(x) by `noble_fx::linear`; None where it may not stand for the two."""
     bound = branch.bound
-    if bound is None or type(x) not in PLAIN_TENSORS or x.is_nested or x.layout is not torch.strided:
+    if bound is None or in_transform() or leaves_this_process():
         return None
-    if in_transform() or leaves_this_process():
+    if type(x) not in PLAIN_TENSORS:
+        return _on_ranks(layer, branch, x) if is_distributed(x) else None
+    if x.is_nested or x.layout is not torch.strided:
         return None
     attributes = vars(layer)
     weight, bias = (read(layer._parameters, attributes, name) for name in ("weight", "bias"))
@@ -38,3 +42,9 @@ def fused_call(layer: Any, branch: Branch, x: Any) -> Tensor | None:
         bias = up_bias if bias is None else bias + up_bias
     y: Tensor = LINEAR(x, weight, bias, down, down_bias, up, act, branch.key)
     return y
+
+
+def _on_ranks(layer: Any, branch: Branch, x: Any) -> Tensor | None:
+    from noble_fx.layers.on_ranks import fused_on_ranks  # half a second, for those who have DTensors alone
+
+    return fused_on_ranks(layer, branch, x)

@@ -128,6 +128,12 @@ def linear_weights(module: nn.Module) -> tuple[str, ...]:
     return row.parameters or ("weight",)
 
 
+def layout_of(module: nn.Module) -> str:
+    """What the dimensions of the module's weight are, "[N, K]"; "" where nobody knows."""
+    row = row_of(module)
+    return row.layout if row is not None else ""
+
+
 def bias_of(module: nn.Module) -> torch.Tensor | None:
     """The b of the module's linear maps, or None."""
     row = row_of(module)

@@ -11,6 +11,7 @@ from noble_fx import CaptureError, ConfigError
 from noble_fx.attach.unwrapped import check_unwrapped, same_on_every_rank
 from noble_fx.distributed import is_distributed
 from noble_fx.transform import named_branches
+from noble_fx.wrappers import own_name
 from tests.models import loud, tiny, tokens, transformed
 from tests.one_rank import PARALLEL, first_of_two, fsdp1, fsdp2, one_rank, tensor_parallel
 
@@ -127,6 +128,35 @@ def test_a_sharded_model_without_values_is_filled_rank_by_rank():
         assert all(torch.equal(whole(p), fresh[name]) for name, p in model.named_parameters() if ".noble." in name)
 
 
+@pytest.mark.parametrize("wrap", ["DistributedDataParallel", "fully_shard", "checkpointed", "parallel plan"])
+def test_what_was_drawn_with_its_base_is_drawn_again_with_it(wrap):
+    settings = {"rank": 4, "seed": 0, "init_base": True}
+    fresh = noble_fx.transform(tiny(), **settings).state_dict()
+    with one_rank() as mesh:
+        if wrap == "checkpointed":
+            model = noble_fx.transform(wrapped_inside(wrap), **settings)
+        elif wrap == "parallel plan":
+            model = noble_fx.transform(tensor_parallel(tiny(), mesh), **settings)
+        else:
+            model = PARALLEL[wrap](noble_fx.transform(tiny(), **settings), mesh)
+        chosen = {site.fqn for site in noble_fx.sites(model) if site.selected}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(7)
+        noble_fx.reset_parameters(model)
+        for name, parameter in model.named_parameters():
+            own = own_name(name, model)
+            drawn = ".noble." in own or own.rpartition(".")[0] in {own_name(fqn, model) for fqn in chosen}
+            assert torch.equal(whole(parameter), fresh[own] if drawn else torch.full_like(fresh[own], 7)), name
+
+
+def test_the_base_is_left_where_it_was_not_drawn():
+    model = noble_fx.transform(tiny(), rank=4, seed=0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    noble_fx.reset_parameters(zeroed(model))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_without_a_seed_the_ranks_of_ddp_would_draw_apart():
     with one_rank() as mesh:
         model = PARALLEL["DistributedDataParallel"](noble_fx.transform(tiny(), rank=4), mesh)
@@ -142,12 +172,12 @@ def test_shards_of_fsdp1_are_no_place_to_draw_into():
             noble_fx.reset_branches(model)
 
 
-def test_a_parallel_plan_comes_before_branches():
-    with one_rank() as mesh, pytest.raises(CaptureError, match=r"'noble.down' for .* Linear beside it; parallelize_m"):
+def test_a_parallel_plan_without_branches_is_refused():
+    with one_rank() as mesh, pytest.raises(CaptureError, match=r"'noble.down' for .* Linear beside it; .*noble_plan"):
         tensor_parallel(transformed(), mesh)
 
 
-def test_a_model_with_a_parallel_plan_gets_whole_branches_on_every_rank():
+def test_a_model_with_a_parallel_plan_gets_branches_laid_out_beside_it():
     plain = transformed()
     plain(tokens()).square().sum().backward()
     with one_rank() as mesh:

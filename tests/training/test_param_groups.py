@@ -180,6 +180,24 @@ def test_a_copy_whose_branches_lost_their_class_is_refused():
     assert len(noble_fx.param_groups(own, lr=1.0)) == 2
 
 
+@pytest.mark.long
+def test_stages_that_a_tracer_cut_are_refused_and_those_cut_by_hand_are_not():
+    from torch.distributed.pipelining import SplitPoint, pipeline
+
+    model = transformed("modules")
+    pipe = pipeline(model, (tokens(),), split_spec={"blocks.1": SplitPoint.BEGINNING})
+    stages = [pipe.get_stage_module(i) for i in range(2)]
+    torch.testing.assert_close(stages[1](stages[0](tokens())), model(tokens()))
+    for stage in stages:
+        with pytest.raises(ConfigError, match=r"is a branch's parameter by its name, and no branch is behind it"):
+            noble_fx.param_groups(stage, lr=1.0)
+    first = nn.Sequential(model.embed, model.blocks[0])
+    whole = by_parameter(model, noble_fx.param_groups(model, lr=1.0))
+    for name, group in by_parameter(first, noble_fx.param_groups(first, lr=1.0)).items():
+        own = name.replace("0.", "embed.", 1) if name.startswith("0.") else name.replace("1.", "blocks.0.", 1)
+        assert group["lr"] == whole[own]["lr"]
+
+
 def test_muon_takes_the_matrices_of_gpt2_and_of_an_attention():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=8)
