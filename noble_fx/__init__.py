@@ -24,6 +24,7 @@ from noble_fx.onnx_export.aten import export
 from noble_fx.onnx_export.export import ExportReport, export_onnx
 from noble_fx.onnx_export.session import OnnxModel
 from noble_fx.passes.history import Program
+from noble_fx.pretrained import from_pretrained
 from noble_fx.sites.site import Site
 from noble_fx.training.hugging_face import NobleTrainerMixin
 from noble_fx.training.muon import muon_split
@@ -76,6 +77,7 @@ __all__ = [
     "export",
     "export_onnx",
     "fold",
+    "from_pretrained",
     "kernels",
     "load",
     "muon_split",

@@ -20,7 +20,7 @@ from noble_fx.attach.restore import restored_on_error
 from noble_fx.captures.base import Examples
 from noble_fx.captures.example_inputs import rebuild
 from noble_fx.captures.table import capture_of
-from noble_fx.checkpoints import config_file, weights_file
+from noble_fx.checkpoints import config_file, pretrained_files, weights_file
 from noble_fx.checkpoints.config_file import CONFIG
 from noble_fx.checkpoints.fit import Fit, fill, kept
 from noble_fx.checkpoints.gather import agreed, gathered, is_sharded, on_rank_0
@@ -40,7 +40,8 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
     What wraps the model (torch.compile, DistributedDataParallel, DataParallel, AveragedModel, …) is left out: `load`
     takes the plain model. A sharded model (FSDP, tensor parallel) is saved by all ranks: each calls this, rank 0
     writes, and all return or raise together; any other model is saved by whoever calls. `overwrite` replaces a folder
-    that `save` made and that holds nothing else; until the new one is whole, the old one stays.
+    that `save` made and that holds nothing else; until the new one is whole, the old one stays. Of a Hugging Face model
+    its configs are written too, and tokenizer files of a folder that is replaced are kept: `from_pretrained` reads it.
 
     Raises `CheckpointError` for an existing or unwritable path, and for what a file cannot hold: a callable in the
     config, a layer parametrized since, tensor classes other than torch's own.
@@ -57,9 +58,9 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
     state = gathered(whole) if ranks else {}
     with together():
         if not ranks:
-            _write(folder, overwrite, state_to_save(model), described)
+            _write(folder, overwrite, model, state_to_save(model), described)
         elif on_rank_0():
-            _write(folder, overwrite, stored(model, state, gathered=True), described)
+            _write(folder, overwrite, model, stored(model, state, gathered=True), described)
     return folder
 
 
@@ -84,13 +85,15 @@ def _described(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, overwrite: bool, state: State, described: dict[str, Any]) -> None:
+def _write(folder: Path, overwrite: bool, model: nn.Module, state: State, described: dict[str, Any]) -> None:
     place = Path(os.path.realpath(folder))  # behind a link, which stays
-    with staged(place, CheckpointError, overwrite, _stranger) as work:
+    known = (WEIGHTS, CONFIG, *pretrained_files.known(model))
+    with staged(place, CheckpointError, overwrite, partial(_stranger, known)) as work:
         made = work / place.name
         made.mkdir()
         weights_file.write(state, made / WEIGHTS)
         config_file.write(made / CONFIG, extra=state.extra, **described)
+        pretrained_files.write(model, made, place)
         (made / WEIGHTS).chmod((made / CONFIG).stat().st_mode)  # safetensors writes files for their owner alone
 
 
@@ -106,11 +109,11 @@ def _as_folder(path: str | Path) -> Path:
     return folder
 
 
-def _stranger(folder: Path) -> str:
+def _stranger(known: tuple[str, ...], folder: Path) -> str:
     """What is in a folder and is not of a saved model, by name; "" where nothing is."""
     entries = {entry.name: entry for entry in sorted(folder.iterdir())}
     for name, entry in entries.items():
-        if name not in (WEIGHTS, CONFIG) or not entry.is_file():
+        if name not in known or not entry.is_file():
             return f"{printable(name)}, which noble_fx.save did not write,"
     return f"{WEIGHTS} without a {CONFIG}" if entries and CONFIG not in entries else ""
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from noble_fx.attach.attach import attach, carriers, detach, named_branches
 from noble_fx.attach.draw import base_tensors, build_branches, draw_base
+from noble_fx.attach.model_config import note
 from noble_fx.attach.restore import Before, restored_on_error, unchanged
 from noble_fx.attach.switched_off import is_off, switched_off, without_branch
 from noble_fx.attach.unwrapped import check_unwrapped, same_on_every_rank
@@ -145,6 +146,7 @@ def _put_in(model: nn.Module, plan: Plan, branches: dict[str, list[Branch]], bef
         for site in plan.selected:
             before.keep(base_tensors(model, site))
             draw_base(model, site, plan.config)
+    note(model)
     return result
 
 
@@ -208,6 +210,7 @@ def remove(model: nn.Module) -> nn.Module:
     forget_compiled()
     with restored_on_error(model):
         _take_out(model)
+        note(model)
     return model
 
 

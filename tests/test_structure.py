@@ -34,7 +34,7 @@ ROOMS = [
     {"inspect"},
     {"transform"},
     {"checkpoints"},
-    {"training", "checkpoint", "explain", "fold"},
+    {"training", "checkpoint", "explain", "fold", "pretrained"},
     {"onnx_export"},
     {"__init__"},
     {"cli"},

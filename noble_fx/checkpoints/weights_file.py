@@ -45,7 +45,9 @@ class Stored:
 def write(state: State, file: Path) -> None:
     """Write the tensors. Raises `CheckpointError` or `OSError`."""
     try:
-        save_file(state.tensors, str(file), metadata=state.tied or None)
+        # transformers asks for this entry. It is the only one: safetensors writes several in any order, and one model
+        # is to be one file.
+        save_file(state.tensors, str(file), metadata={"format": "pt"})
     except SafetensorError as error:
         raise CheckpointError(f"writing {WEIGHTS} failed: {error}; nothing was left there") from None
 
