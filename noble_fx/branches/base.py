@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from noble_fx.branches.bound import Bound, FusedForm
+from noble_fx.branches.channels import Resized
 from noble_fx.branches.drawing import drawing
 from noble_fx.branches.own_tensors import refill
 from noble_fx.config import NobleConfig
@@ -75,7 +76,7 @@ class Branch(nn.Module):
         super().__init_subclass__(**settings)
         cls.kind = cls.kind or cls.__name__
         if "forward" in vars(cls):
-            for name in ("fused_form", "merged", "fold"):
+            for name in ("fused_form", "merged", "fold", "resized", "bottleneck", "silence"):
                 if name not in vars(cls):
                     setattr(cls, name, getattr(Branch, name))
 
@@ -106,6 +107,21 @@ class Branch(nn.Module):
     def fold(self) -> Refusal | None:
         """Fold constants for inference where it stands (and set `folded`); or why there is nothing to fold."""
         return Refusal(f"branches of kind {self.kind!r} have no constants to fold")
+
+    def resized(self, rank: int, inputs: Tensor | None = None) -> Resized | Refusal:
+        """A new branch of another rank, as near to this one as it can be (a larger one: equal); or why there is none.
+
+        `inputs` are rows of what `bottleneck` gave for inputs of the model, to be right for.
+        """
+        return Refusal(f"branches of kind {self.kind!r} do not say how their rank changes")
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """What `resized` wants to know of an input [.., K] of the branch."""
+        return x
+
+    def silence(self) -> Refusal | None:
+        """Make the result zero, in place, in a way that learns; or why it cannot be."""
+        return Refusal(f"branches of kind {self.kind!r} do not say what makes them zero")
 
     # --- what is derived ---------------------------------------------------------------------------------------------
 
@@ -141,10 +157,10 @@ class Branch(nn.Module):
                 refill(self.get_submodule(owner), leaf, drawn)
         self.lacks_values = False
 
-    def fresh(self, out_features: int) -> Branch:
+    def fresh(self, out_features: int, rank: int | None = None) -> Branch:
         """A new branch of its kind and settings, newly drawn."""
         kind = parametrize.type_before_parametrizations(self)
-        branch: Branch = kind(self.in_features, out_features, self.rank, self.config, self.role)
+        branch: Branch = kind(self.in_features, out_features, rank or self.rank, self.config, self.role)
         return branch
 
     # transformers builds a model on the meta device and loads it, asks each module whether it has its values, and sets

@@ -18,8 +18,11 @@ from torch.nn import functional as F
 
 from noble_fx.branches import activations, keys
 from noble_fx.branches.base import Branch, FusedForm, Rate
+from noble_fx.branches.channels import Resized
+from noble_fx.branches.drawing import drawing
 from noble_fx.branches.folded import fold_constants
 from noble_fx.branches.own_tensors import own_modules, own_parameters
+from noble_fx.branches.resizing import resized
 from noble_fx.branches.trace import why_untraceable
 from noble_fx.branches.witness import witness
 from noble_fx.config import NobleConfig
@@ -97,6 +100,24 @@ class NobleBranch(Branch):
             "shift": preset.lr_shift,
         }
         return Rate(multipliers.get(role, 1.0), role not in ("frequency", "phase") or preset.decay_frequency)
+
+    # --- how it changes while it learns ------------------------------------------------------------------------------
+
+    def resized(self, rank: int, inputs: Tensor | None = None) -> Resized | Refusal:
+        """Grown by channels that nobody hears yet, or shrunk by those that cost least for `inputs` [rows, r]."""
+        # By another name than at first: a channel that comes anew is none that was there.
+        with torch.no_grad(), drawing(self.config, f"{self.drawn_as} {self.rank}->{rank}"):
+            return resized(self, self.fresh(self.out_features, rank), inputs)
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """h = x Dᵀ + d [.., r] of x [.., K]."""
+        return F.linear(x, self.down, self.down_bias)
+
+    def silence(self) -> Refusal | None:
+        """U = 0: the layer alone, and the gradient of U is what it is."""
+        with torch.no_grad():
+            self.up.zero_()
+        return None
 
     # --- how it runs -------------------------------------------------------------------------------------------------
 
