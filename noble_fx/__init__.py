@@ -26,12 +26,16 @@ from noble_fx.onnx_export.session import OnnxModel
 from noble_fx.passes.history import Program
 from noble_fx.pretrained import from_pretrained
 from noble_fx.sites.site import Site
+from noble_fx.training.add_branches import add_branches, remove_branches
+from noble_fx.training.base_state import load_base_state
 from noble_fx.training.hugging_face import NobleTrainerMixin
 from noble_fx.training.muon import muon_split
 from noble_fx.training.noble_plan import noble_plan
 from noble_fx.training.param_groups import param_groups
 from noble_fx.training.rates import scale_lr
+from noble_fx.training.set_rank import set_rank
 from noble_fx.training.trainable import set_trainable
+from noble_fx.training.zero_branches import zero_branches
 from noble_fx.transform import disabled, remove, reset_branches, reset_parameters, transform
 
 # The public place of the class that runs an exported file; its own room lies below the runtime.
@@ -71,6 +75,7 @@ __all__ = [
     "Refusal",
     "Site",
     "activation_names",
+    "add_branches",
     "branch_names",
     "disabled",
     "explain",
@@ -80,6 +85,7 @@ __all__ = [
     "from_pretrained",
     "kernels",
     "load",
+    "load_base_state",
     "muon_split",
     "noble_plan",
     "param_groups",
@@ -88,12 +94,15 @@ __all__ = [
     "register_branch",
     "register_layer",
     "remove",
+    "remove_branches",
     "reset_branches",
     "reset_parameters",
     "runtime",
     "save",
     "scale_lr",
+    "set_rank",
     "set_trainable",
     "sites",
     "transform",
+    "zero_branches",
 ]

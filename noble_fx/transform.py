@@ -128,7 +128,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         for branch in site_branches:
             branch.choice = choice
     if plan.config.fuse == "require":
-        _require_kernels(branches)
+        require_kernels(branches)
     forget_compiled()
     with restored_on_error(model) as before:
         return _put_in(model, plan, branches, before)
@@ -138,7 +138,7 @@ def _put_in(model: nn.Module, plan: Plan, branches: dict[str, list[Branch]], bef
     name, capture = next(asked(plan.config.capture))
     for site in plan.selected:
         attach(model, site, branches[site.fqn])
-    _keep_from_fast_path(model)
+    keep_from_fast_path(model)
     result = capture.build(model, plan)
     if not isinstance(result, nn.Module):
         raise CaptureError(f"capture {name!r}: {type(capture).__qualname__}.build answered {result!r}, no module")
@@ -150,7 +150,8 @@ def _put_in(model: nn.Module, plan: Plan, branches: dict[str, list[Branch]], bef
     return result
 
 
-def _require_kernels(branches: dict[str, list[Branch]]) -> None:
+def require_kernels(branches: dict[str, list[Branch]]) -> None:
+    """What fuse="require" asks for of branches, by the names of their sites; raises `ConfigError`."""
     for fqn, site_branches in branches.items():
         for branch in site_branches:
             if reason := branch.unfused or why_no_kernel(branch.key, branch.rank, branch.dtype):
@@ -165,10 +166,10 @@ def _take_out(model: nn.Module) -> None:
         capture.remove(module)
     for module in list(carriers(model)):
         detach(module)
-    _keep_from_fast_path(model)
+    keep_from_fast_path(model)
 
 
-def _keep_from_fast_path(model: nn.Module) -> None:
+def keep_from_fast_path(model: nn.Module) -> None:
     """nn.TransformerEncoderLayer's inference fast path reads the weights of its linears past their forward."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):  # it makes nested tensors for that path alone

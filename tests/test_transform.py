@@ -214,7 +214,7 @@ def test_hooks_and_optimizers_made_before_keep_working():
     [
         ("fx", "noble_fx.captures.base", "run_passes"),
         ("export", "noble_fx.captures.base", "run_passes"),
-        ("modules", "noble_fx.transform", "_keep_from_fast_path"),
+        ("modules", "noble_fx.transform", "keep_from_fast_path"),
         ("fx", "noble_fx.transform", "draw_base"),
     ],
 )

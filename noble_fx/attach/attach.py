@@ -10,7 +10,7 @@ is run by an exported graph, which does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 
@@ -79,6 +79,28 @@ def carriers(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module._modules.get("noble"), Branch | BranchGroup):
             yield module
+
+
+def exchange(model: nn.Module, new: Mapping[int, Branch]) -> None:
+    """Put other branches into the places of those whose identities are the keys, wherever `model` holds them."""
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if id(child) in new:
+                module._modules[name] = new[id(child)]
+
+
+def detach_site(model: nn.Module, site: Site) -> None:
+    """Take the branches of one site out of `model`; an attention without any is of its own class again."""
+    path = (site.weight or site.fqn).rpartition(".")[0]
+    parent = model.get_submodule(path)
+    if not site.weight:
+        detach(model.get_submodule(site.fqn))
+    else:
+        del _group(parent)[site.weight.rpartition(".")[2]]
+    group = parent._modules.get("noble")
+    within = any(isinstance(child._modules.get("noble"), Branch) for child in parent.children())
+    if isinstance(group, BranchGroup) and not len(group) and not (projections(parent) and within):
+        detach(parent)
 
 
 def detach(module: nn.Module) -> None:

@@ -19,6 +19,7 @@ _SAME_ON_EVERY_RANK = ("DistributedDataParallel", "replicate")
 _REMEDIES = {
     "transform": "would not know of branches that come later: noble_fx.transform(model) first, then wrap it",
     "set_trainable": "has looked at what learns already: noble_fx.set_trainable(model, ...) first, then wrap it",
+    "change": "would not know of other parameters than it has looked at: change the plain model, then wrap it anew",
     "remove": "would not know that its branches are gone: unwrap the model, or build it again without branches",
 }
 

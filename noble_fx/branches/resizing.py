@@ -94,7 +94,7 @@ def _chosen(old: Any, found: Widths, h: Tensor, count: int) -> Kept | Refusal:
     """The channels to keep in every space: the last one first, since a matrix need only make what is kept behind it."""
     act = _alone(old.act)
     inputs = _matrix_inputs(act, found, h)
-    ends = [(f"{path}.weight", act.get_submodule(path).weight) for path in found.matrices]  # type: ignore[list-item]
+    ends: list[tuple[str, Any]] = [(f"{path}.weight", act.get_submodule(path).weight) for path in found.matrices]
     ends.append(("up", old.up.detach().to("cpu", torch.float64)))
     axes = {**found.axes, "up": (None, Axis(found.last, True))}
     channels: dict[int, Tensor] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -32,6 +33,10 @@ class Site:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**asdict(self), "aliases": list(self.aliases)}
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a regex is found in one of its names."""
+        return any(re.search(pattern, name) for name in (self.fqn, *self.aliases))
 
     def renamed(self, before: str, after: str) -> Site:
         """The same site in a model where the prefix `before` of its names is `after`."""
