@@ -348,3 +348,21 @@ def test_the_branch_of_a_head_follows_resize_token_embeddings(tied, size):
     assert (head.selected, head.out_features, head.unfused) == (True, size, "")
     assert model.lm_head.noble.up.shape == (size, 4)
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_ranks_change_while_it_is_trained(make, tmp_path):
+    torch.manual_seed(0)
+    model = loud(noble_fx.transform(make().double(), rank=4, seed=0)).eval()
+    optimizer = torch.optim.AdamW(noble_fx.param_groups(model, 1e-3, weight_decay=0.1))
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    before = model(tokens()).logits
+    noble_fx.set_rank(model, 7, optimizer)
+    assert (model(tokens()).logits - before).abs().max() < 1e-12
+    changes = noble_fx.set_rank(model, {r"\.0\.": 3}, optimizer, inputs={"input_ids": tokens()})
+    assert {change.on for change in changes} == {"inputs"}
+    model(input_ids=tokens(), labels=tokens()).loss.backward()
+    optimizer.step()
+    loaded = noble_fx.load(make().double(), noble_fx.save(model, tmp_path / "saved")).eval()
+    assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)

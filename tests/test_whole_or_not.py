@@ -105,6 +105,10 @@ CASES = {
         for verb, name in itertools.product((noble_fx.remove, inside_disabled), EXAMPLES)
     },
     "reset_branches": (lambda: noble("modules"), lambda model, folder: noble_fx.reset_branches(model)),
+    "set_rank": (lambda: noble("modules"), lambda model, folder: noble_fx.set_rank(model, {"q_proj": 3, "fc1": 1})),
+    "add_branches": (lambda: noble("modules"), lambda model, folder: noble_fx.add_branches(model, "fc2|o_proj")),
+    "remove_branches": (lambda: noble("modules"), lambda model, folder: noble_fx.remove_branches(model, "fc1")),
+    "zero_branches": (lambda: noble("modules"), lambda model, folder: noble_fx.zero_branches(model)),
     "fold": (lambda: noble("modules"), lambda model, folder: noble_fx.fold(model)),
     "fold fx": (lambda: noble("fx"), lambda model, folder: noble_fx.fold(model)),
     "save": (lambda: noble("modules"), save),

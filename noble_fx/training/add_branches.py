@@ -111,7 +111,7 @@ def _additions(found: Running, coming: list[Site], built: dict[str, list[Branch]
             if len(own) < len(list(branch.parameters())):
                 raise ConfigError(
                     f"the branch for {site.fqn!r} has parameters of a role that no other branch has, so no group of "
-                    "the optimizer is theirs; call this without it, and build one from noble_fx.param_groups(model, ...)"
+                    "the optimizer is theirs; call this without it, and build one from noble_fx.param_groups"
                 )
     return changes
 

@@ -134,12 +134,7 @@ def _resized(found: Running, site: Site, rank: int, rows: Mapping[int, Tensor]) 
 
 def _resized_branch(name: str, old: Branch, rank: int, rows: Tensor | None) -> Resized:
     """The new branch as its place wants it; raises `ConfigError` where there is none."""
-    on_meta = any(parameter.is_meta for parameter in old.parameters())
-    answer: Resized | Refusal = (
-        Refusal("it is on the meta device, and has no values; transform anew")
-        if on_meta
-        else (more_than_its_tensors(old) or old.resized(rank, rows))
-    )
+    answer = _answer(old, rank, rows)
     if isinstance(answer, Refusal):
         raise ConfigError(f"the branch at {name!r} cannot go from rank {old.rank} to {rank}: {answer.reason}")
     new = answer.branch
@@ -152,6 +147,15 @@ def _resized_branch(name: str, old: Branch, rank: int, rows: Tensor | None) -> R
             own = new.get_parameter(name)
             own.grad = answer.kept.carry(parameter.grad, torch.zeros_like(own), answer.axes[name])
     return answer
+
+
+def _answer(old: Branch, rank: int, rows: Tensor | None) -> Resized | Refusal:
+    if any(parameter.is_meta for parameter in old.parameters()):
+        return Refusal("it is on the meta device and has no values; transform anew with this rank")
+    try:
+        return more_than_its_tensors(old) or old.resized(rank, rows)
+    except ConfigError as error:  # of a σ whose factory was lost when the model was copied or pickled
+        return Refusal(f"{error}; noble_fx.register_activation gives σ a name that copies keep")
 
 
 def _parameter_changes(found: Running, changing: list[Site], new: Mapping[str, list[Resized]]) -> list[Change]:

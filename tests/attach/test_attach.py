@@ -9,7 +9,16 @@ from torch.nn.utils import parametrizations, parametrize
 
 import noble_fx
 from noble_fx import NobleBranch, NobleConfig, NobleLinear
-from noble_fx.attach.attach import attach, branch_paths, carriers, detach, named_branches, site_name
+from noble_fx.attach.attach import (
+    attach,
+    branch_paths,
+    carriers,
+    detach,
+    detach_site,
+    exchange,
+    named_branches,
+    site_name,
+)
 from noble_fx.branches.experts import BranchGroup, StackedBranches
 from noble_fx.sites.site import Site
 from tests.models import tiny
@@ -104,3 +113,26 @@ def test_what_is_no_model_is_refused_by_every_verb(model):
     for verb in (*verbs, lambda model: noble_fx.param_groups(model, 0.1), lambda m: noble_fx.disabled(m).__enter__()):
         with pytest.raises(noble_fx.ConfigError, match=f"takes an nn.Module for a model, not {type(model).__name__}"):
             verb(model)
+
+
+def test_branches_are_exchanged_wherever_they_are_held():
+    model = noble_fx.transform(tiny(), rank=4, select="fc1")
+    old = [model.blocks[i].fc1.noble for i in (0, 1)]
+    new = branch()
+    exchange(model, {id(old[0]): new})
+    assert model.blocks[0].fc1.noble is new
+    assert model.blocks[1].fc1.noble is old[1]
+
+
+def test_the_branches_of_one_site_are_taken_out():
+    layer = nn.TransformerEncoderLayer(16, 2, 32)
+    noble_fx.transform(layer, rank=4, select="all")
+    chosen = {each.fqn: each for each in noble_fx.sites(layer)}
+    for name in ("linear1", "self_attn.in_proj_weight"):
+        detach_site(layer, chosen[name])
+    assert type(layer.linear1) is nn.Linear
+    assert type(layer.self_attn) is not nn.MultiheadAttention  # its out_proj has one still
+    assert set(named_branches(layer)) == {"self_attn.out_proj", "linear2"}
+    detach_site(layer, chosen["self_attn.out_proj"])
+    assert type(layer.self_attn) is nn.MultiheadAttention
+    assert "noble" not in layer.self_attn._modules

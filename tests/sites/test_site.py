@@ -31,3 +31,10 @@ def test_a_choice_is_shared_by_copies():
     choice = Choice((SITE,))
     assert copy.deepcopy([choice, choice]) == [choice, choice]
     assert copy.deepcopy(choice) is choice
+
+
+def test_a_pattern_is_found_in_any_of_its_names():
+    site = dataclasses.replace(SITE, fqn="blocks.0.fc1", aliases=("shared.fc1",))
+    assert site.matches("^shared")
+    assert site.matches(r"\.0\.")
+    assert not site.matches("fc1x")
