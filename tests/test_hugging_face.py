@@ -366,3 +366,8 @@ def test_ranks_change_while_it_is_trained(make, tmp_path):
     optimizer.step()
     loaded = noble_fx.load(make().double(), noble_fx.save(model, tmp_path / "saved")).eval()
     assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
+    model.save_pretrained(tmp_path / "folder")
+    again = noble_fx.from_pretrained(type(model), tmp_path / "folder", dtype=torch.float64).eval()
+    assert (again(tokens()).logits - model(tokens()).logits).abs().max() < 1e-12
+    noble_fx.remove_branches(model, "all", optimizer)
+    assert not hasattr(model.config, "noble")

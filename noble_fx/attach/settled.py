@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths
+from noble_fx.attach.model_config import note
 from noble_fx.branches.base import Branch
 from noble_fx.errors import ConfigError
 from noble_fx.sites.site import Choice, Site
@@ -33,6 +34,7 @@ def settle(model: nn.Module, sites: Sequence[Site]) -> None:
             else:
                 branch.site = replace(site, reason=branch.site.reason)
                 branch.choice, branch.config = choice, branch.config.replace(**settings)
+    note(model)
 
 
 def exact_settings(model: nn.Module, selected: Sequence[Site]) -> dict[str, Any]:
