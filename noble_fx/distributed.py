@@ -25,6 +25,12 @@ def laid_out_like(tensor: Any, values: Tensor) -> Tensor:
     return distribute_tensor(values.to(tensor.device, tensor.dtype), tensor.device_mesh, tensor.placements)
 
 
+def whole(tensor: Any) -> Tensor:
+    """The tensor of all ranks, so every rank must call it; a plain one is whole."""
+    gathered: Tensor = tensor.full_tensor() if is_distributed(tensor) else tensor
+    return gathered
+
+
 def lay_beside(branch: Any, weight: Any, layout: str, src_data_rank: int | None = 0) -> None:
     """Spread a whole `branch` over the ranks of `weight`: what has N is cut where N is cut, what has K where K is.
 
@@ -75,5 +81,5 @@ def reduced(tensor: Tensor) -> Tensor:
     spread: Any = tensor
     if not any(placement.is_partial() for placement in spread.placements):
         return tensor
-    whole: Tensor = spread.redistribute(placements=[Replicate() if p.is_partial() else p for p in spread.placements])
-    return whole
+    summed: Tensor = spread.redistribute(placements=[Replicate() if p.is_partial() else p for p in spread.placements])
+    return summed

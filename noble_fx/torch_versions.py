@@ -24,7 +24,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import _get_qualified_name as qualified_name
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from noble_fx.errors import ConfigError
 from noble_fx.wrappers import wrapper
@@ -44,14 +44,17 @@ __all__ = [
     "decompositions",
     "forget_compiled",
     "graph_pass",
+    "in_backward",
     "in_forward_ad",
     "in_functorch",
     "in_transform",
     "inductor",
     "is_compiled",
     "is_exporting",
+    "is_fake",
     "merge_equal_nodes",
     "onnx_library_read_once",
+    "outside_modes",
     "qualified_name",
     "shapes_before_sharding",
     "tf32_products",
@@ -97,6 +100,21 @@ def in_functorch() -> bool:
 def in_forward_ad() -> bool:
     """Whether a level of forward-mode AD is open; there is no public question for it."""
     return int(torch.autograd.forward_ad._current_level) >= 0
+
+
+def in_backward() -> bool:
+    """Whether this thread runs a backward: a forward in it is an activation checkpoint's second one."""
+    return bool(torch._C._current_graph_task_id() != -1)
+
+
+def outside_modes() -> AbstractContextManager[Any]:
+    """Inside, no dispatch mode sees what is computed: a FLOP counter, a selective checkpoint that counts operators."""
+    return _disable_current_modes()
+
+
+def is_fake(tensor: Any) -> bool:
+    """Whether it is a tensor without values, of a tracer's or of the meta device."""
+    return isinstance(tensor, FakeTensor | FunctionalTensor) or tensor.is_meta
 
 
 def below_views() -> AbstractContextManager[None]:

@@ -231,7 +231,8 @@ def reset_branches(model: nn.Module) -> nn.Module:
     with restored_on_error(model) as before, torch.no_grad():
         before.keep(tensor for b in branches.values() for tensor in (*b.parameters(), *b.buffers()))
         for fqn, branch in branches.items():
-            with drawing(branch.config, own_name(fqn, model)):
+            branch.drawn_as = own_name(fqn, model)
+            with drawing(branch.config, branch.drawn_as):
                 branch.redraw()
     return model
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from noble_fx.distributed import is_distributed, laid_out_like, lay_beside, reduced
+from noble_fx.distributed import is_distributed, laid_out_like, lay_beside, reduced, whole
 from tests.one_rank import one_rank
 
 
@@ -13,6 +13,7 @@ def test_a_plain_tensor_needs_nothing():
     values, branch = torch.ones(4, 2), nn.Linear(2, 2)
     assert not is_distributed(values)
     assert laid_out_like(torch.zeros(4, 2), values) is values
+    assert whole(values) is values
     lay_beside(branch, values, "[N, K]")
     assert type(branch.weight) is nn.Parameter
 
@@ -24,6 +25,7 @@ def test_values_follow_the_layout_device_and_dtype(placement):
         placed = laid_out_like(tensor, torch.ones(4, 2))
         assert is_distributed(placed)
         assert placed.placements == (placement,)
+        assert torch.equal(whole(placed), placed.full_tensor())
         assert torch.equal(placed.full_tensor(), torch.ones(4, 2, dtype=torch.float64))
 
 

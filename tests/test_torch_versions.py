@@ -212,3 +212,38 @@ def test_shapes_before_sharding_are_those_that_fsdp1_cut():
             name: torch_versions.shapes_before_sharding(sharded)[id(p)] for name, p in sharded.module.named_parameters()
         }
         assert found == {"0.weight": (5, 3), "0.bias": (5,)}
+
+
+def test_a_backward_knows_that_it_runs_and_a_forward_that_it_does_not():
+    said = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda gradient: said.append(torch_versions.in_backward()))
+    assert not torch_versions.in_backward()
+    x.sum().backward()
+    assert said == [True]
+    assert not torch_versions.in_backward()
+
+
+def test_outside_of_modes_none_sees_an_operator():
+    class Seen(torch_versions.TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    with Seen() as seen:
+        torch.ones(2).cos()
+        before = seen.count
+        with torch_versions.outside_modes():
+            torch.ones(2).cos()
+        assert seen.count == before > 0
+        torch.ones(2).cos()
+    assert seen.count > before
+
+
+def test_what_has_no_values_says_so():
+    with torch_versions.FakeTensorMode():
+        assert torch_versions.is_fake(torch.ones(2))
+    assert torch_versions.is_fake(torch.ones(2, device="meta"))
+    assert not torch_versions.is_fake(torch.ones(2))

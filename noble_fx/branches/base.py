@@ -57,6 +57,9 @@ class Branch(nn.Module):
     folded = False  # True once constants were folded for inference, after which it cannot be drawn or saved
     drawn_as = ""  # the name that its seed goes by
     lacks_values = False  # made on the meta device, and not drawn since
+    origin: dict[str, Tensor] | None = (
+        None  # ω and φ as they were drawn, kept once somebody has asked how far they moved
+    )
 
     def __init__(self, in_features: int, out_features: int, rank: int, config: NobleConfig, role: str = "other"):
         super().__init__()
@@ -76,7 +79,7 @@ class Branch(nn.Module):
         super().__init_subclass__(**settings)
         cls.kind = cls.kind or cls.__name__
         if "forward" in vars(cls):
-            for name in ("fused_form", "merged", "fold", "resized", "bottleneck", "silence"):
+            for name in ("fused_form", "merged", "fold", "stages", "resized", "bottleneck", "silence"):
                 if name not in vars(cls):
                     setattr(cls, name, getattr(Branch, name))
 
@@ -123,6 +126,10 @@ class Branch(nn.Module):
         """Make the result zero, in place, in a way that learns; or why it cannot be."""
         return Refusal(f"branches of kind {self.kind!r} do not say what makes them zero")
 
+    def stages(self, x: Tensor, rows: slice | None = None) -> Iterator[tuple[str, Tensor]]:
+        """What it computes on the way from x, by name, its output last: for looking where numbers go wrong."""
+        yield "branch", type(self).forward(self, x, rows)
+
     # --- what is derived ---------------------------------------------------------------------------------------------
 
     @classmethod
@@ -155,7 +162,7 @@ class Branch(nn.Module):
             owner, _, leaf = name.rpartition(".")
             if wanted(getattr(self.get_submodule(owner), leaf)):
                 refill(self.get_submodule(owner), leaf, drawn)
-        self.lacks_values = False
+        self.lacks_values, self.origin = False, None
 
     def fresh(self, out_features: int, rank: int | None = None) -> Branch:
         """A new branch of its kind and settings, newly drawn."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -27,6 +27,10 @@ class StackedBranches(nn.ModuleList):
     def enabled(self) -> bool:
         """Off only inside `noble_fx.disabled`."""
         return all(branch.enabled for branch in self)
+
+    def branches(self) -> Iterator[Branch]:
+        """Each expert's, in their order."""
+        yield from (branch for branch in self if isinstance(branch, Branch))
 
     def forward(self, x: Tensor, offsets: Tensor | None = None) -> Tensor:
         return self._dense(x) if offsets is None else self._grouped(x, offsets)

@@ -72,9 +72,22 @@ class NobleBranch(Branch):
 
     def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
         """[.., N], or only the `rows` of N that go with a slice of the weight (one part of a fused qkv)."""
-        h = reduced(F.linear(x, self.down, self.down_bias))
+        return self._out(activations.evaluate(self.act, self._bottleneck(x)), rows)
+
+    def stages(self, x: Tensor, rows: slice | None = None) -> Iterator[tuple[str, Tensor]]:
+        """h, σ(h) and the output."""
+        h = self._bottleneck(x)
+        yield "h", h
+        t = activations.evaluate(self.act, h)
+        yield "σ", t
+        yield "branch", self._out(t, rows)
+
+    def _bottleneck(self, x: Tensor) -> Tensor:
+        return reduced(F.linear(x, self.down, self.down_bias))
+
+    def _out(self, t: Tensor, rows: slice | None) -> Tensor:
         up_bias = self.up_bias if rows is None or self.up_bias is None else self.up_bias[rows]
-        return F.linear(activations.evaluate(self.act, h), self.up if rows is None else self.up[rows], up_bias)
+        return F.linear(t, self.up if rows is None else self.up[rows], up_bias)
 
     # --- how it learns -----------------------------------------------------------------------------------------------
 

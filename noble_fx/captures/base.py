@@ -91,6 +91,9 @@ class Capture(ABC):
         """The graphs that a module which it holds runs, by mode ("" where both modes have one)."""
         return {}
 
+    def check(self, module: nn.Module) -> None:  # noqa: B027  # a graph that takes nothing for granted
+        """Raise `CaptureError` where a graph of `graphs` must not be run: for who runs it past the module's forward."""
+
     def rewrite(self, module: nn.Module, pipeline: str) -> list[Step]:
         """Run a pipeline over each of the module's graphs, in place; each keeps the history."""
         done: list[Step] = []

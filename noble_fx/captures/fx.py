@@ -139,6 +139,9 @@ class Fx(Capture):
     def graphs(self, module: Any) -> dict[str, fx.GraphModule]:
         return {"": module}
 
+    def check(self, module: Any) -> None:
+        module.noble_check()
+
     def rewrite(self, module: Any, pipeline: str) -> list[Step]:
         steps = super().rewrite(module, pipeline)
         module.noble_check.take_branches(module)

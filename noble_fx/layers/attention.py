@@ -102,16 +102,17 @@ class WithProjections(Augmented):
         if not self._qkv_same_embed_dim:
             biases: Any = (None,) * 3 if bias is None else bias.chunk(3)
             names = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
-            return tuple(map(self._project, (query, key, value), names, biases))
+            return tuple(map(self.project, (query, key, value), names, biases))
         if query is key and key is value:
-            return self._project(query, "in_proj_weight", bias).chunk(3, dim=-1)
+            return self.project(query, "in_proj_weight", bias).chunk(3, dim=-1)
         rows = [slice(i * width, (i + 1) * width) for i in range(3)]
         return tuple(
-            self._project(x, "in_proj_weight", None if bias is None else bias[part], part)
+            self.project(x, "in_proj_weight", None if bias is None else bias[part], part)
             for x, part in zip((query, key, value), rows, strict=True)
         )
 
-    def _project(self, x: Tensor, name: str, bias: Tensor | None, rows: slice | None = None) -> Tensor:
+    def project(self, x: Tensor, name: str, bias: Tensor | None, rows: slice | None = None) -> Tensor:
+        """x by the weight `name`, or by some rows of it, [.., N], with its branch."""
         weight = getattr(self, name)
         y = F.linear(x, weight if rows is None else weight[rows], bias)
         held: Any = self.noble

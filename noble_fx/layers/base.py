@@ -50,7 +50,7 @@ class Augmented:
         """y, which the layer's own forward made of x, and its branch; raises `CaptureError` where y is no W x."""
         if x.is_nested and x.layout is torch.strided:  # whose operators know no broadcast, which σ needs
             return y + torch.nested.as_nested_tensor([self.branch_output(part) for part in x.unbind()])
-        added = self.branch_output(self._in_stored_dtype(x))
+        added = self.branch_output(self.in_stored_dtype(x))
         if not isinstance(y, Tensor) or y.shape != added.shape:
             got = list(y.shape) if isinstance(y, Tensor) else f"a {type(y).__name__}"
             name = plain_class(self).__qualname__  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ class Augmented:
         output: Tensor = self.noble(x)
         return output
 
-    def _in_stored_dtype(self, x: Tensor) -> Tensor:
+    def in_stored_dtype(self, x: Tensor) -> Tensor:
         """A layer that casts its weight to x's dtype takes any; its branch takes the one that it is stored in."""
         weight = self._parameters.get("weight")  # type: ignore[attr-defined]
         if weight is None or weight.dtype == x.dtype or autocast_is_on(x.device.type):

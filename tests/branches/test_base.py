@@ -32,6 +32,22 @@ def test_what_a_kind_does_not_say_has_an_answer():
     assert repr(branch) == "Softsign(8 -> 2 (softsign) -> 6)"
 
 
+def test_what_it_computes_on_the_way_is_its_output_at_least():
+    branch, x = Softsign(8, 6, 2, CONFIG), torch.randn(3, 8)
+    for rows in (None, slice(1, 4)):
+        ((name, output),) = branch.stages(x, rows)
+        assert name == "branch"
+        assert torch.equal(output, branch(x, rows))
+
+    class Doubled(NobleBranch):
+        def forward(self, x, rows=None):
+            return 2 * super().forward(x, rows)
+
+    doubled = Doubled(8, 6, 2, CONFIG)
+    ((_, output),) = doubled.stages(x)  # not its parent's h and σ
+    assert torch.equal(output, doubled(x))
+
+
 def test_a_kind_without_a_name_has_that_of_its_class():
     nameless = type("Nameless", (Softsign,), {"kind": ""})
     assert nameless.kind == nameless(8, 6, 2, CONFIG).label == "Nameless"

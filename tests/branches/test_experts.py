@@ -37,6 +37,11 @@ def test_a_kind_of_ones_own_is_run_one_by_one():
     assert type(expert_branches(mixed)) is StackedBranches
 
 
+def test_they_are_given_in_order():
+    each = branches()
+    assert list(expert_branches(each).branches()) == list(each)
+
+
 def test_they_are_off_where_any_is():
     stacked = expert_branches(branches())
     assert stacked.enabled

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from noble_fx import NobleLinear
+from noble_fx import NobleBranch, NobleConfig, NobleLinear
 
 GOLDEN = sorted((Path(__file__).parents[1] / "data").glob("*.safetensors"))
 
@@ -109,3 +109,17 @@ def test_sigma_is_computed_in_float32_below_it(dtype, fused):
         truth = t @ layer.noble.up.double().t()
         error = (layer(x).double() - truth).abs().max() / truth.abs().max()
     assert error < 2 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("rows", [None, slice(1, 4)])
+@pytest.mark.parametrize("folded", [False, True])
+def test_its_stages_end_in_its_output(rows, folded):
+    branch = NobleBranch(8, 6, 3, NobleConfig(preset="reference"))
+    if folded:
+        branch.fold()
+    x = torch.randn(2, 8)
+    (h, first), (t, second), (out, third) = branch.stages(x, rows)
+    assert (h, t, out) == ("h", "σ", "branch")
+    assert torch.equal(first, torch.nn.functional.linear(x, branch.down, branch.down_bias))
+    assert torch.equal(second, branch.act(first))
+    assert torch.equal(third, branch(x, rows))
