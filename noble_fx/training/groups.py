@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from noble_fx.training.table import as_text
 
 Group = dict[str, Any]
 
@@ -15,9 +15,7 @@ class Groups(list[Group]):
     """What `param_groups` returns: a list of groups like any other, and `print(groups)` shows them, a line each."""
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=110, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return as_text(self)
 
     def __rich__(self) -> Table:
         muon = any("use_muon" in group for group in self)
