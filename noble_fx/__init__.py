@@ -31,10 +31,13 @@ from noble_fx.training.base_state import load_base_state
 from noble_fx.training.hugging_face import NobleTrainerMixin
 from noble_fx.training.muon import muon_split
 from noble_fx.training.noble_plan import noble_plan
+from noble_fx.training.nonfinite import Nonfinite, find_nonfinite
 from noble_fx.training.param_groups import param_groups
 from noble_fx.training.rates import scale_lr
 from noble_fx.training.set_rank import set_rank
+from noble_fx.training.stats import stats
 from noble_fx.training.trainable import set_trainable
+from noble_fx.training.watching import watching
 from noble_fx.training.zero_branches import zero_branches
 from noble_fx.transform import disabled, remove, reset_branches, reset_parameters, transform
 
@@ -71,6 +74,7 @@ __all__ = [
     "NobleLinear",
     "NoblePreset",
     "NobleTrainerMixin",
+    "Nonfinite",
     "Program",
     "Refusal",
     "Site",
@@ -81,6 +85,7 @@ __all__ = [
     "explain",
     "export",
     "export_onnx",
+    "find_nonfinite",
     "fold",
     "from_pretrained",
     "kernels",
@@ -103,6 +108,8 @@ __all__ = [
     "set_rank",
     "set_trainable",
     "sites",
+    "stats",
     "transform",
+    "watching",
     "zero_branches",
 ]
