@@ -63,9 +63,9 @@ def test_too_little_text_and_a_shard_of_nothing_are_refused(text, tmp_path, monk
 @pytest.mark.parametrize("more", [[], ["--fsdp"], ["--fsdp", "--muon"], ["--fsdp", "--compile"]], ids=" ".join)
 def test_two_processes(more, text, tmp_path):
     alone = run(text, tmp_path / "alone", "--batch", "4", *[switch for switch in more if switch == "--muon"])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "examples.train_gpt", "--text", str(text), "--out", str(tmp_path / "two"), *TINY, *more]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr[-3000:]
     found = lines(tmp_path / "two")
     assert found[0]["processes"] == 2
