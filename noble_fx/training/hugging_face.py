@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from noble_fx.attach.attach import named_branches
 from noble_fx.errors import ConfigError
+from noble_fx.training.mixup import warn_of_mixup
 from noble_fx.training.param_groups import param_groups
 
 
@@ -30,6 +31,8 @@ class NobleTrainerMixin:
         given = self.optimizer is not None
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         model = next((each for each in (*args, kwargs.get("model")) if each is not None), self.model)
+        if named_branches(model):
+            warn_of_mixup(*(getattr(self, name, None) for name in ("data_collator", "train_dataset")))
         if not given and named_branches(model):
             _regroup(optimizer, model, self.args.learning_rate, self.args.weight_decay)
         return optimizer
