@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def staged(
     target = Path(os.path.abspath(target))
     try:
         _check_replaceable(target, error, overwrite, stranger)
+        new_parents = [folder for folder in target.parents if not folder.exists()]
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except NobleError:  # a ValueError as well
@@ -110,6 +111,10 @@ def staged(
         raise error(f"writing {target} failed: {_reason(problem)}; nothing was left there") from problem
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if not target.exists():
+            for folder in new_parents:
+                with suppress(OSError):  # somebody else's by now
+                    folder.rmdir()
 
 
 def _check_replaceable(target: Path, error: type[NobleError], overwrite: bool, stranger: Callable[[Path], str]) -> None:

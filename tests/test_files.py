@@ -250,3 +250,13 @@ def test_json_that_nobody_should_trust(text, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         read_json(text)
     assert str(caught.value).isprintable()
+
+
+def test_folders_that_were_made_on_the_way_go_with_what_failed(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RuntimeError, match="no"), staged(tmp_path / "there" / "a" / "b" / "file", ExportError):
+        raise RuntimeError("no")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    with staged(tmp_path / "there" / "a" / "b" / "file", ExportError) as work:
+        (work / "file").write_text("whole")
+    assert (tmp_path / "there" / "a" / "b" / "file").read_text() == "whole"

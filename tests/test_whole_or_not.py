@@ -92,6 +92,11 @@ def save(model: nn.Module, folder: Path) -> None:
     noble_fx.save(model, folder / "other")
 
 
+def export_onnx(model: nn.Module, folder: Path) -> None:
+    noble_fx.export_onnx(model.eval(), (tokens(),), folder / "other" / "model.onnx")
+    model.train()
+
+
 def transform(capture: str):
     settings = {"rank": 2, "init_base": True, "select": "q_proj|fc1", "capture": capture, **EXAMPLES[capture]}
     return lambda model, folder: noble_fx.transform(model, **settings)
@@ -112,6 +117,7 @@ CASES = {
     "fold": (lambda: noble("modules"), lambda model, folder: noble_fx.fold(model)),
     "fold fx": (lambda: noble("fx"), lambda model, folder: noble_fx.fold(model)),
     "save": (lambda: noble("modules"), save),
+    "export_onnx": (lambda: noble("modules").eval(), export_onnx),
     "explain": (lambda: noble("modules"), lambda model, folder: noble_fx.explain(model)),
     "dry run": (
         plain,
@@ -147,6 +153,7 @@ def check(case: str, folder: Path, at: int, error: type[BaseException]) -> bool:
     try:
         with Calls(at, error):
             verb(model, folder)
+        shutil.rmtree(folder / "other", ignore_errors=True)
         return False
     except (error, noble_fx.NobleError):
         pass
@@ -156,7 +163,8 @@ def check(case: str, folder: Path, at: int, error: type[BaseException]) -> bool:
     after = model.state_dict(keep_vars=True)
     assert all(torch.equal(after[name], value) for name, value in values.items()), where
     if (folder / "other").exists():  # stopped on its way back: all was written by then
-        assert {file.name for file in (folder / "other").iterdir()} == {"model.safetensors", "noble_config.json"}, where
+        whole = {"model.onnx"} if case == "export_onnx" else {"model.safetensors", "noble_config.json"}
+        assert {file.name for file in (folder / "other").iterdir()} == whole, where
         shutil.rmtree(folder / "other")
     assert sorted(folder.rglob("*")) == files, where
     assert torch.equal(model.eval()(tokens()), expected), where
@@ -186,5 +194,6 @@ def test_a_verb_that_is_stopped_leaves_all_as_it_was(case, folder):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("case", CASES)
 def test_a_verb_that_is_stopped_anywhere_leaves_all_as_it_was(case, error, folder):
-    stopped = [check(case, folder, at, error) for at in spread(calls_in(case, folder), 300)]
+    samples = 25 if case == "export_onnx" else 300  # it takes seconds a time
+    stopped = [check(case, folder, at, error) for at in spread(calls_in(case, folder), samples)]
     assert any(stopped)
