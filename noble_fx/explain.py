@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
 from noble_fx.branches.base import Branch
 from noble_fx.captures.base import Examples
 from noble_fx.captures.table import captured
-from noble_fx.errors import Refusal, printable
+from noble_fx.errors import Refusal
 from noble_fx.inspect import known_programs, sites
 from noble_fx.ops.cuda import why_no_kernel
 from noble_fx.passes.history import Program
 from noble_fx.sites.from_file import read_account, sites_of
 from noble_fx.sites.site import Site
+from noble_fx.tables import as_text, group, plain, table
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
 
 WIDTH = 110
 
@@ -53,12 +54,10 @@ class Explanation:
         }
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=WIDTH, color_system=None, legacy_windows=False).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return as_text(self, WIDTH)
 
     def __rich__(self) -> Group:
-        return Group(*map(plain, self._head()), site_table(self.sites), *map(plain, self._history()))
+        return group(*map(plain, self._head()), site_table(self.sites), *map(plain, self._history()))
 
     def _head(self) -> list[str]:
         chosen = [site for site in self.sites if site.selected]
@@ -96,9 +95,9 @@ class Explanation:
 
 def site_table(sites_shown: tuple[Site, ...]) -> Table:
     """The sites as a table; equal ones of repeated blocks share a row, their numbers shown as `*`."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    shown_sites = table(header_style="bold", padding=(0, 1))
     for name in ("layer", "×", "role", "kind", "K → N", "rank", "params", "reason"):
-        table.add_column(name, justify="right" if name in ("×", "rank", "params") else "left", overflow="fold")
+        shown_sites.add_column(name, justify="right" if name in ("×", "rank", "params") else "left", overflow="fold")
     rows: dict[tuple[Any, ...], list[Site]] = {}
     for site in sites_shown:
         shown = ".".join("*" if part.isdigit() else part for part in site.fqn.split("."))
@@ -106,16 +105,11 @@ def site_table(sites_shown: tuple[Site, ...]) -> Table:
         reason = site.reason + (f" (aliases: {', '.join(site.aliases)})" if site.aliases else "")
         key = (shown, site.role, site.kind, shape, site.rank or "–", reason)
         rows.setdefault(key, []).append(site)
-    for (shown, role, kind, shape, rank, reason), group in rows.items():
-        fqn = group[0].fqn if len(group) == 1 else shown
-        params = f"{sum(site.params for site in group):,}" if group[0].selected else "–"
-        table.add_row(*map(plain, (fqn, len(group), role, kind, shape, rank, params, reason)))
-    return table
-
-
-def plain(text: object) -> Text:
-    """What a model or a file says, for rich: shown as it stands, never as markup, nor as a terminal's own codes."""
-    return Text(printable(text))
+    for (shown, role, kind, shape, rank, reason), equal in rows.items():
+        fqn = equal[0].fqn if len(equal) == 1 else shown
+        params = f"{sum(site.params for site in equal):,}" if equal[0].selected else "–"
+        shown_sites.add_row(*map(plain, (fqn, len(equal), role, kind, shape, rank, params, reason)))
+    return shown_sites
 
 
 def explain(model: nn.Module | str | Path) -> Explanation:

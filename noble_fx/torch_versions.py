@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch._decomp import get_decompositions
-from torch._functorch.compile_utils import fx_graph_cse
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.fx.node import _get_qualified_name as qualified_name
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -133,6 +131,8 @@ class UnknownSizes(NamedTuple):
 @contextmanager
 def unknown_sizes(count: int) -> Iterator[UnknownSizes]:
     """Sizes for tracing; where something is decided by one, tracing raises what `decides_on_values` knows."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # which imports sympy: half a second
+
     shapes = ShapeEnv()
     sizes = [shapes.create_unbacked_symint() for _ in range(count)]
     for size in sizes:
@@ -225,6 +225,8 @@ def tracers_of_this_thread() -> Iterator[None]:
 
 def merge_equal_nodes(graph: fx.Graph) -> fx.Graph:
     """A copy of the graph in which what is computed twice is computed once."""
+    from torch._functorch.compile_utils import fx_graph_cse  # which imports sympy
+
     return fx_graph_cse(graph)
 
 

@@ -6,7 +6,8 @@ from rich.console import Console
 from torch import nn
 
 import noble_fx
-from noble_fx.explain import WIDTH, plain
+from noble_fx.explain import WIDTH
+from noble_fx.tables import plain
 from tests.models import Gamma, WithOptional, tiny, transformed
 
 

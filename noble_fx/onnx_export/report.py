@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from noble_fx.explain import plain
 from noble_fx.onnx_export.account import rewrites
 from noble_fx.onnx_export.verify import Verification
 from noble_fx.passes.history import Step
 from noble_fx.passes.inference.fold_branch import fold_branch
 from noble_fx.passes.inference.join_down import join_down
 from noble_fx.passes.inference.join_up import join_up
+from noble_fx.tables import as_text, plain, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # The passes whose refusals are told: a site that they leave alone is slower than it might be.
 _TOLD = (fold_branch.name, join_up.name, join_down.name)
@@ -46,12 +46,10 @@ class ExportReport:
     notes: tuple[str, ...] = ()  # where a file is less than the model: what it does not keep, what is fixed in it
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=110, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return as_text(self)
 
     def __rich__(self) -> Table:
-        table = Table(box=None, show_header=False, pad_edge=False)
+        shown = table(show_header=False)
         rows = {
             "file": f"{self.path} ({self.size / 1e6:.2f} MB)",
             "opset": str(self.opset),
@@ -70,8 +68,8 @@ class ExportReport:
             "compared by": self.verified_by if self.checked else "–",
         }
         for name, value in rows.items():
-            table.add_row(name, plain(value))
-        return table
+            shown.add_row(name, plain(value))
+        return shown
 
     def _error(self) -> str:
         if self.largest_error is None or self.tolerance is None:

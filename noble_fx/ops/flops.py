@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
+from noble_fx.imports import after_import
 from noble_fx.ops import inference, linear, linear_group
 
 _ops = torch.ops.noble_fx
@@ -31,6 +31,8 @@ _IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {
 
 
 def _counted(implementation: Callable[..., Any]) -> Callable[..., int]:
+    from torch.utils.flop_counter import FlopCounterMode
+
     def formula(*arguments: Any, out_val: Any = None, **settings: Any) -> int:
         without_values = pytree.tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), arguments)
         with FlopCounterMode(display=False, custom_mapping=_IN_PLACE) as counter, torch.no_grad():
@@ -40,5 +42,11 @@ def _counted(implementation: Callable[..., Any]) -> Callable[..., int]:
     return formula
 
 
-for _operator, _implementation in _IMPLEMENTATIONS.items():
-    register_flop_formula(_operator, get_raw=True)(_counted(_implementation))
+def _register() -> None:
+    from torch.utils.flop_counter import register_flop_formula
+
+    for operator, implementation in _IMPLEMENTATIONS.items():
+        register_flop_formula(operator, get_raw=True)(_counted(implementation))
+
+
+after_import("torch.utils.flop_counter", _register)  # which imports triton

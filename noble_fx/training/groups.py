@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from noble_fx.tables import as_text, table
 
-from noble_fx.training.table import as_text
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Group = dict[str, Any]
 
@@ -19,12 +20,12 @@ class Groups(list[Group]):
 
     def __rich__(self) -> Table:
         muon = any("use_muon" in group for group in self)
-        table = Table(box=None, pad_edge=False)
+        shown = table()
         for name in ("group", "tensors", "parameters", "lr", "×", "weight decay", *["optimizer"] * muon):
-            table.add_column(name, justify="left" if name in ("group", "optimizer") else "right")
+            shown.add_column(name, justify="left" if name in ("group", "optimizer") else "right")
         for group in self:
-            table.add_row(*_cells(group), *["Muon" if group.get("use_muon") else "Adam"] * muon)
-        return table
+            shown.add_row(*_cells(group), *["Muon" if group.get("use_muon") else "Adam"] * muon)
+        return shown
 
 
 def _cells(group: Group) -> list[str]:

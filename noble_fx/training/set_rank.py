@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from noble_fx.attach.attach import branch_paths, exchange, site_name
@@ -22,6 +19,7 @@ from noble_fx.config import RankSpec, check_rank, check_regex, resolve_rank
 from noble_fx.errors import ConfigError, Refusal, nearest
 from noble_fx.fold import more_than_its_tensors
 from noble_fx.sites.site import Site
+from noble_fx.tables import as_text, table
 from noble_fx.torch_versions import forget_compiled
 from noble_fx.training.collect import collected
 from noble_fx.training.optimizers import apply_changes, as_optimizers, check_held, put_back_on_error
@@ -29,6 +27,9 @@ from noble_fx.training.parameter_changes import Change, exchanged
 from noble_fx.training.running import Running, running
 from noble_fx.transform import require_kernels
 from noble_fx.wrappers import own_name
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,17 @@ class RankChanges(list[RankChange]):
     """What `set_rank` did, a site an entry; `print` shows a table."""
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=110, color_system=None).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return as_text(self)
 
     def __rich__(self) -> Table:
-        table = Table(box=None, pad_edge=False)
+        shown = table()
         for name in ("layer", "rank", "error", "on"):
-            table.add_column(name, justify="right" if name in ("rank", "error") else "left")
+            shown.add_column(name, justify="right" if name in ("rank", "error") else "left")
         for change in self:
-            table.add_row(
+            shown.add_row(
                 change.fqn, f"{change.before} → {change.after}", f"{change.error:.2%}" if change.on else "–", change.on
             )
-        return table
+        return shown
 
 
 def set_rank(

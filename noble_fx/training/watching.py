@@ -6,15 +6,18 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
+from noble_fx.tables import as_text, number, table
 from noble_fx.training.norms import floats, norm
 from noble_fx.training.observed import observed
 from noble_fx.training.observer import Call
-from noble_fx.training.table import as_text, number
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Seen:
@@ -53,13 +56,13 @@ class Seen:
         return as_text(self)
 
     def __rich__(self) -> Table:
-        table = Table("site", box=None, pad_edge=False)
-        table.add_column("share", justify="right")
-        table.add_column("calls", justify="right")
+        shown = table("site")
+        shown.add_column("share", justify="right")
+        shown.add_column("calls", justify="right")
         for site, share in self.shares.items():
-            table.add_row(site, number(share), str(self._calls[site]))
-        table.add_row("total", number(self.share), str(sum(self._calls.values())))
-        return table
+            shown.add_row(site, number(share), str(self._calls[site]))
+        shown.add_row("total", number(self.share), str(sum(self._calls.values())))
+        return shown
 
 
 @contextmanager

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.codegen.generate import generate
@@ -21,6 +17,10 @@ from noble_fx.codegen.report.resources import Resources, backend_of, compile_ker
 from noble_fx.config import NobleConfig, NoblePreset
 from noble_fx.errors import ConfigError, KernelError, Refusal, nearest, printable
 from noble_fx.files import as_path, staged
+from noble_fx.tables import as_text, plain, table
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,20 @@ class KernelSet:
                 (inside / f"{name}.py").write_text(source, encoding="utf-8")
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(file=text, width=110, color_system=None, legacy_windows=False).print(self)
-        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+        return as_text(self)
 
     def __rich__(self) -> Table:
         layer = self.plan.layer
         shape = f"{layer.in_features} → {', '.join(map(str, layer.out_features))}"
-        table = _table(
+        shown = _table(
             f"{layer.act.rpartition('-')[0]}, {shape}, rank {layer.rank}, {DTYPES[layer.dtype]}",
             ("lines", "rows", "warps", "stages", "FLOPs/row", "bytes/row", "bytes once"),
         )
         for kernel in self.kernels.values():
             lines = len(kernel.source.splitlines())
             moved = map(_short, (kernel.flops_per_row, kernel.bytes_per_row, kernel.bytes_once))
-            table.add_row(kernel.name, *map(str, (lines, kernel.row_tile, kernel.warps, kernel.stages)), *moved)
-        return table
+            shown.add_row(kernel.name, *map(str, (lines, kernel.row_tile, kernel.warps, kernel.stages)), *moved)
+        return shown
 
 
 def _stranger(folder: Path) -> str:
@@ -139,21 +137,21 @@ def _plan(layer: Layer, target: str) -> Plan:
 
 def resource_table(resources: dict[str, Resources], target: str) -> Table:
     """What the compiler made of each kernel, as a table."""
-    table = _table(target, ("registers", "local B", "shared B", "instructions", "tensor ops", "cosines"))
+    shown = _table(target, ("registers", "local B", "shared B", "instructions", "tensor ops", "cosines"))
     for name, kernel in resources.items():
         matrix = sum(kernel.count(prefix) for prefix in ("HGMMA", "HMMA", "v_mfma"))
         cosines = sum(kernel.count(prefix) for prefix in ("MUFU.COS", "v_cos"))
         cells = (kernel.registers, kernel.local_bytes, kernel.shared_bytes, kernel.instructions, matrix, cosines)
-        table.add_row(name, *(f"{cell:,}" for cell in cells))
-    return table
+        shown.add_row(name, *(f"{cell:,}" for cell in cells))
+    return shown
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=Text(printable(title)), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("kernel", no_wrap=True)
+    shown = table(title=plain(title), title_justify="left", header_style="bold")
+    shown.add_column("kernel", no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table
+        shown.add_column(name, justify="right", no_wrap=True)
+    return shown
 
 
 def _short(count: float) -> str:

@@ -3,7 +3,7 @@
 import pytest
 from rich.table import Table
 
-from noble_fx.training.table import as_text, number
+from noble_fx.tables import as_text, number
 
 
 def test_no_colours_and_no_blanks_at_the_end():
