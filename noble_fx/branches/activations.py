@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from noble_fx.branches.drawing import has_values
 from noble_fx.config import NoblePreset
 from noble_fx.errors import ConfigError, nearest, printable, shown
 from noble_fx.torch_versions import autocast_is_on, without_autocast
@@ -42,8 +43,9 @@ class Cosine(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.uniform_(self.frequency, *self.frequency_range)
-        nn.init.normal_(self.phase, std=self.phase_std)
+        if has_values(self.frequency):
+            nn.init.uniform_(self.frequency, *self.frequency_range)
+            nn.init.normal_(self.phase, std=self.phase_std)
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.cos(self.frequency * h + self.phase)
@@ -62,6 +64,8 @@ class Mixer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        if not has_values(self.weight):
+            return
         rank = self.weight.shape[1]
         if self.init == "xavier_uniform":
             nn.init.xavier_uniform_(self.weight)

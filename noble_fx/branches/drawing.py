@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from noble_fx.config import NobleConfig
 from noble_fx.random_states import seed_cpu
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether there is anything to draw: on the meta device torch takes a millisecond to do nothing."""
+    return not tensor.is_meta
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from noble_fx.branches import activations, keys
 from noble_fx.branches.base import Branch, FusedForm, Rate
 from noble_fx.branches.channels import Resized
-from noble_fx.branches.drawing import drawing
+from noble_fx.branches.drawing import drawing, has_values
 from noble_fx.branches.folded import fold_constants
 from noble_fx.branches.own_tensors import own_modules, own_parameters
 from noble_fx.branches.resizing import resized
@@ -65,6 +65,8 @@ class NobleBranch(Branch):
 
     def reset_parameters(self) -> None:
         """Draw D, d and U again; the parts of σ have a `reset_parameters` of their own."""
+        if not has_values(self.down):
+            return
         nn.init.normal_(self.down, std=self.in_features**-0.5)
         if self.down_bias is not None:
             nn.init.zeros_(self.down_bias)

@@ -1,9 +1,11 @@
 """The random state of one layer."""
 
 import torch
+from torch import nn
 
 from noble_fx import NobleConfig
 from noble_fx.branches.drawing import drawing
+from noble_fx.branches.noble import NobleBranch
 
 
 def drawn(seed: int | None, name: str) -> torch.Tensor:
@@ -33,3 +35,14 @@ def test_it_is_on_the_cpu_whatever_the_default_device():
     for seed in (1, None):
         with torch.device("meta"):
             assert drawn(seed, "a").device.type == "cpu"
+
+
+def test_nothing_is_drawn_where_there_are_no_values(monkeypatch):
+    drawn = []
+    for name in ("normal_", "uniform_", "xavier_uniform_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **settings: drawn.append(tensor))
+    for preset in ("paper", "reference"):
+        NobleBranch.on_meta(8, 8, 4, NobleConfig(rank=4, preset=preset))
+    assert drawn == []
+    NobleBranch(8, 8, 4, NobleConfig(rank=4))
+    assert len(drawn) == 7
