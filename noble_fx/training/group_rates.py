@@ -32,9 +32,7 @@ def warn_of_rates(optimizer: Any, learning: Iterable[nn.Parameter]) -> None:
     """Warn, once for an optimizer, of rates whose ratios were lost, and of branches that are in no group."""
     groups = [group for group in _groups(optimizer) if group["params"]]
     for each in _optimizers(optimizer):
-        own = [group for group in each.param_groups if group["params"]]
-        if own and (lost := lost_ratios(own)):
-            _warn_once("ratios", own[0]["params"][0], lost)
+        warn_of_ratios(each)
     held = {id(parameter) for group in groups for parameter in group["params"]}
     learning = list(learning)
     missing = sum(id(parameter) not in held for parameter in learning)
@@ -45,6 +43,13 @@ def warn_of_rates(optimizer: Any, learning: Iterable[nn.Parameter]) -> None:
             f"{missing} of {len(learning)} tensors of branches are in no group of the optimizer, which was made before "
             "noble_fx.transform or without noble_fx.param_groups(model, lr); they do not learn by it",
         )
+
+
+def warn_of_ratios(optimizer: Any, level: int = 5) -> None:
+    """Warn, once for an optimizer, where its rates are no more a schedule's times each group's own multiplier."""
+    own = [group for group in optimizer.param_groups if group["params"]]
+    if own and (lost := lost_ratios(own)):
+        _warn_once("ratios", own[0]["params"][0], lost, level)
 
 
 def lost_ratios(groups: Iterable[Mapping[str, Any]]) -> str:
@@ -69,11 +74,11 @@ def _most_common(ratios: Iterable[float]) -> float:
     return max(ratios, key=lambda one: sum(math.isclose(one, other, rel_tol=_TOLERANCE) for other in ratios))
 
 
-def _warn_once(about: str, key: torch.Tensor, text: str) -> None:
+def _warn_once(about: str, key: torch.Tensor, text: str, level: int = 4) -> None:
     said = _warned.setdefault(key, set())
     if about not in said:
         said.add(about)
-        warnings.warn(text, stacklevel=4)
+        warnings.warn(text, stacklevel=level)
 
 
 def _optimizers(optimizer: Any) -> list[Any]:

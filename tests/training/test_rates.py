@@ -1,5 +1,7 @@
 """A loop that sets rates keeps their ratios."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -25,6 +27,27 @@ def test_a_loop_scales_the_rates_of_all_groups(make):
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
     with pytest.raises(ConfigError, match=r"group 7 of the optimizer has no 'lr_scale'"):
         noble_fx.scale_lr(optimizer, 0.5)
+
+
+def test_rates_that_something_else_made_equal_are_noticed_once():
+    optimizer = torch.optim.SGD(noble_fx.param_groups(transformed("modules"), lr=1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        noble_fx.scale_lr(optimizer, 0.5)
+        noble_fx.scale_lr(optimizer, 0.25)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    with pytest.warns(UserWarning, match=r"lr / lr_scale is 0.1, but of noble.up .* noble.frequency") as seen:
+        noble_fx.scale_lr(optimizer, 0.1)
+    assert seen[0].filename == __file__
+    assert [group["lr"] for group in optimizer.param_groups] == [
+        0.1 * group["lr_scale"] for group in optimizer.param_groups
+    ]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        noble_fx.scale_lr(optimizer, 0.1)
 
 
 @pytest.mark.parametrize("rate", [0, 0.5, torch.tensor(0.1)])
