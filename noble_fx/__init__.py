@@ -26,19 +26,19 @@ from noble_fx.onnx_export.session import OnnxModel
 from noble_fx.passes.history import Program
 from noble_fx.pretrained import from_pretrained
 from noble_fx.sites.site import Site
-from noble_fx.training.add_branches import add_branches, remove_branches
-from noble_fx.training.base_state import load_base_state
+from noble_fx.training.changing.add_branches import add_branches, remove_branches
+from noble_fx.training.changing.base_state import load_base_state
+from noble_fx.training.changing.set_rank import set_rank
+from noble_fx.training.changing.zero_branches import zero_branches
 from noble_fx.training.hugging_face import NobleTrainerMixin
+from noble_fx.training.looking.nonfinite import Nonfinite, find_nonfinite
+from noble_fx.training.looking.stats import stats
+from noble_fx.training.looking.watching import watching
 from noble_fx.training.muon import muon_split
-from noble_fx.training.noble_plan import noble_plan
-from noble_fx.training.nonfinite import Nonfinite, find_nonfinite
+from noble_fx.training.parallel.noble_plan import noble_plan
 from noble_fx.training.param_groups import param_groups
 from noble_fx.training.rates import scale_lr
-from noble_fx.training.set_rank import set_rank
-from noble_fx.training.stats import stats
 from noble_fx.training.trainable import set_trainable
-from noble_fx.training.watching import watching
-from noble_fx.training.zero_branches import zero_branches
 from noble_fx.transform import disabled, remove, reset_branches, reset_parameters, transform
 
 # The public place of the class that runs an exported file; its own room lies below the runtime.
@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
     """The parallel styles, which import torch's own: half a second that most programs never need."""
     if name not in ("NobleColwiseParallel", "NobleRowwiseParallel"):
         raise AttributeError(f"module 'noble_fx' has no attribute {name!r}")
-    from noble_fx.training import parallel_styles
+    from noble_fx.training.parallel import parallel_styles
 
     return getattr(parallel_styles, name)
 

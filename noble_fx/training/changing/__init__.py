@@ -1,0 +1,1 @@
+"""Changing a model while it trains: ranks, sites, and the optimizer with them."""

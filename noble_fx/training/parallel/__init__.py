@@ -1,0 +1,1 @@
+"""Training on many processes: plans that lay branches out over ranks."""
