@@ -10,10 +10,11 @@ from noble_fx import CaptureError, ConfigError
 from noble_fx.transform import named_branches
 from tests.models import loud, tiny, tokens, transformed
 from tests.one_rank import PARALLEL, first_of_two, fsdp2, one_rank
+from tests.samples import ACTIVATIONS, sampled
 from tests.training.changing.changes import memory, started, step, table
 
 
-@pytest.mark.parametrize("act", noble_fx.activation_names())
+@pytest.mark.parametrize("act", sampled(noble_fx.activation_names(), ACTIVATIONS))
 def test_more_channels_are_the_same_model_and_learn(act):
     model = loud(noble_fx.transform(tiny(layers=1), rank=3, act=act, seed=0).double())
     optimizer = torch.optim.AdamW(noble_fx.param_groups(model, 1e-3))
