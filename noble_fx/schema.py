@@ -11,6 +11,9 @@ linear_group           G linear maps of one x, of one rank and one σ, each with
 linear_group_forward   the same -> (y of each, h [G, .., r], contiguous, in float32 or better)
 linear_group_backward  one gradient per input: x, weight…, bias…, down…, down_bias…, up…, act…
 
+grouped_product        rows sorted by expert, each times its expert's matrix: x [S, K], weight [E, K, N] -> [S, N]
+grouped_outer          its derivative by the weight: x [S, K], y [S, N] -> [E, K, N]
+
 A group is all with a bias or all without: `bias` and `down_bias` then are empty lists, as `bias` is None for one linear
 map. `needs` and the gradients have G places for either nonetheless (False, empty tensor), in the flat order of
 `ops/operands.py`, so a place means the same whatever is absent. `act` is the tensors of the first site's σ, then those
@@ -45,8 +48,11 @@ library.define(
     "linear_group_backward(Tensor[] dy, Tensor x, Tensor h, Tensor[] weight, Tensor[] down, Tensor[] up, Tensor[] act, "
     "str act_key, bool[] needs) -> Tensor[]"
 )
+library.define("grouped_product(Tensor x, Tensor weight, Tensor offsets) -> Tensor")
+library.define("grouped_outer(Tensor x, Tensor y, Tensor offsets) -> Tensor")
 
 LINEAR = torch.ops.noble_fx.linear.default
 LINEAR_GROUP = torch.ops.noble_fx.linear_group.default
 JOINED_DOWN = torch.ops.noble_fx.joined_down.default
 JOINED_UP = torch.ops.noble_fx.joined_up.default
+GROUPED_PRODUCT = torch.ops.noble_fx.grouped_product.default

@@ -17,6 +17,8 @@ NAMES = [
     "linear_group_backward",
     "joined_down",
     "joined_up",
+    "grouped_product",
+    "grouped_outer",
 ]
 
 

@@ -40,7 +40,7 @@ def base_tensors(model: nn.Module, site: Site) -> list[Tensor]:
     owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
     weight = model.get_parameter(site.weight) if site.weight else owner.weight
     assert isinstance(weight, Tensor)
-    bias = bias_of(owner)
+    bias = bias_of(owner, site.weight.rpartition(".")[2])
     return [weight] if bias is None else [weight, bias]
 
 

@@ -142,6 +142,7 @@ ROWS = (
         nn.MultiheadAttention,
         shape=lambda layer: None,  # its projections are listed, each on its own
         mixin=WithProjections,
+        title=lambda layer: "MultiheadAttention",
         eager=lambda layer: Refusal(EAGER),
         beside=False,
         parameters=PROJECTIONS,

@@ -31,6 +31,7 @@ class Augmented:
     noble: Branch
     _mixin: type[Augmented]
     _input_name = "input"
+    _argument_names: tuple[str, ...] = ()
 
     @staticmethod
     def matrix(weight: Tensor) -> Tensor:
@@ -115,7 +116,8 @@ def named_class(mixin: type[Augmented], plain: type[nn.Module]) -> Callable[[Any
 
     def remember(kind: Any) -> Any:
         kind._mixin = mixin
-        kind._input_name = next(iter(list(inspect.signature(plain.forward).parameters)[1:]), "input")
+        kind._argument_names = tuple(list(inspect.signature(plain.forward).parameters)[1:])
+        kind._input_name = next(iter(kind._argument_names), "input")
         return _CLASSES.setdefault((mixin, plain), kind)
 
     return remember
@@ -164,5 +166,6 @@ class LayerRow:
     eager: Callable[[Any], Refusal | None] = _nothing
     beside: bool = True  # whether a branch is right beside a forward of a subclass's own, which it may be for x [.., K]
     parameters: tuple[str, ...] = ()
-    bias: str = "bias"  # the name of b, which may be None
+    bias: str = "bias"  # the name of b, which may be None; "{parameter}_bias" where each of `parameters` has its own
+    recognises: Callable[[Any], bool] | None = None  # for classes without a common base: whether a module is of these
     registered: bool = False  # by a user

@@ -38,16 +38,6 @@ def _unknown(layer: Any) -> Refusal:
     return Refusal(f"{name} is no known class of linear layer; noble_fx.register_layer makes it one")
 
 
-# Linear layers of other libraries share no class; what they share is that they say how wide they are.
-UNKNOWN = LayerRow(
-    nn.Module,
-    lambda layer: (int(layer.in_features), int(layer.out_features)),
-    None,
-    title=lambda layer: f"{'quantized ' * _is_packed(layer)}{plain_class(layer).__name__}",
-    obstacle=_unknown,
-)
-
-
 def says_its_widths(layer: Any) -> bool:
     """True for a layer that has `in_features`, `out_features` and a matrix of its own, packed or not."""
     widths = [getattr(layer, name, None) for name in ("in_features", "out_features")]
@@ -61,3 +51,15 @@ def says_its_widths(layer: Any) -> bool:
 def _is_packed(layer: Any) -> bool:
     weight = getattr(layer, "weight", None)
     return callable(weight) and not isinstance(weight, Tensor)
+
+
+# Linear layers of other libraries share no class; what they share is that they say how wide they are.
+UNKNOWN = LayerRow(
+    nn.Module,
+    lambda layer: (int(layer.in_features), int(layer.out_features)),
+    None,
+    title=lambda layer: f"{'quantized ' * _is_packed(layer)}{plain_class(layer).__name__}",
+    obstacle=_unknown,
+    recognises=says_its_widths,
+)
+FAMILIES = (UNKNOWN,)

@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from noble_fx.errors import ConfigError, Refusal
-from noble_fx.layers import attention, conv1d, convolution, linear, opaque
+from noble_fx.layers import attention, conv1d, convolution, experts, linear, opaque
 from noble_fx.layers.base import Augmented, LayerRow, class_with_branch, plain_class
 from noble_fx.layers.conv1d import Transposed
 from noble_fx.layers.probe import why_no_map
@@ -23,8 +23,9 @@ from noble_fx.layers.weights import why_unsuitable
 
 _MIXINS = {"[N, K]": Augmented, "[K, N]": Transposed}
 _ROWS: dict[type | str, LayerRow] = {
-    row.cls: row for file in (linear, conv1d, convolution, attention, opaque) for row in file.ROWS
+    row.cls: row for file in (linear, conv1d, convolution, attention, experts, opaque) for row in file.ROWS
 }
+_FAMILIES = (*experts.FAMILIES, *opaque.FAMILIES)
 
 
 def register_layer(
@@ -66,7 +67,7 @@ def row_of(layer: nn.Module) -> LayerRow | None:
         row = _ROWS.get(cls) or _ROWS.get(f"{cls.__module__}.{cls.__qualname__}")
         if row is not None:
             return row
-    return opaque.UNKNOWN if opaque.says_its_widths(layer) else None
+    return next((row for row in _FAMILIES if row.recognises is not None and row.recognises(layer)), None)
 
 
 def augmented_class(layer: nn.Module) -> type[Augmented] | None:
@@ -120,6 +121,13 @@ def projections(module: nn.Module) -> tuple[str, ...]:
     return row.parameters if row is not None else ()
 
 
+def described_projection(module: nn.Module) -> tuple[str, str]:
+    """(kind, layout) of a module whose own parameters are linear maps: what to call it, and what their dimensions are."""
+    row = row_of(module)
+    assert row is not None
+    return row.title(module), row.layout
+
+
 def linear_weights(module: nn.Module) -> tuple[str, ...]:
     """Names of the module's own parameters that are matrices of linear maps, as [N, K] or [K, N]."""
     row = row_of(module)
@@ -134,10 +142,10 @@ def layout_of(module: nn.Module) -> str:
     return row.layout if row is not None else ""
 
 
-def bias_of(module: nn.Module) -> torch.Tensor | None:
-    """The b of the module's linear maps, or None."""
+def bias_of(module: nn.Module, parameter: str = "weight") -> torch.Tensor | None:
+    """The b of the module's linear map, or of the one that `parameter` is; None where it has none."""
     row = row_of(module)
-    bias = getattr(module, row.bias if row is not None else "bias", None)
+    bias = getattr(module, row.bias.format(parameter=parameter) if row is not None else "bias", None)
     return bias if isinstance(bias, torch.Tensor) else None
 
 
@@ -168,8 +176,10 @@ def obstacle(layer: nn.Module) -> Refusal | None:
 
 def _own_forward(layer: nn.Module, row: LayerRow) -> Refusal | None:
     """Why no branch can be added to what a forward that is not a known one computes, or None."""
+    if row.mixin is None or row.recognises is not None or isinstance(layer, Augmented):
+        return None
     plain, known = plain_class(layer), _class_of(row, plain_class(layer))
-    if (plain.forward is known.forward and not row.registered) or row.mixin is None or isinstance(layer, Augmented):
+    if plain.forward is known.forward and not row.registered:
         return None
     if not row.beside:
         return Refusal(f"{plain.__qualname__} is a subclass of nn.{known.__name__} with a forward of its own")

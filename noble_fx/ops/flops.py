@@ -42,11 +42,21 @@ def _counted(implementation: Callable[..., Any]) -> Callable[..., int]:
     return formula
 
 
+def _of_grouped_product(x: Any, weight: Any, offsets: Any, **settings: Any) -> int:
+    return 2 * int(x[0] * weight[1] * weight[2])  # a row meets one expert's matrix
+
+
+def _of_grouped_outer(x: Any, y: Any, offsets: Any, **settings: Any) -> int:
+    return 2 * int(x[0] * x[1] * y[1])
+
+
 def _register() -> None:
     from torch.utils.flop_counter import register_flop_formula
 
     for operator, implementation in _IMPLEMENTATIONS.items():
         register_flop_formula(operator, get_raw=True)(_counted(implementation))
+    register_flop_formula(_ops.grouped_product)(_of_grouped_product)
+    register_flop_formula(_ops.grouped_outer)(_of_grouped_outer)
 
 
 after_import("torch.utils.flop_counter", _register)  # which imports triton

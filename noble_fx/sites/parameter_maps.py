@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from noble_fx.errors import Refusal
-from noble_fx.layers.registry import augmented_class, describe, obstacle, projections, row_of, why_eager
+from noble_fx.layers.registry import augmented_class, describe, described_projection, obstacle, projections, row_of, why_eager
 from noble_fx.layers.weights import why_unsuitable
 from noble_fx.sites.blocks import Surroundings, surroundings, with_role
 from noble_fx.sites.layer_maps import LinearMap
@@ -75,7 +75,7 @@ def parameter_maps(model: nn.Module, layers: Sequence[LinearMap], graphs: Sequen
             use = read.get(fqn)
             hidden = None if graphs or use is not None else _hidden(model, fqn, parameter)
             if hidden or _is_map(model, fqn, use):
-                found.append(_parameter_map(model, fqn, use, around, hidden))
+                found.append(_parameter_map(model, fqn, use, around, hidden, bool(graphs)))
     return found
 
 
@@ -112,16 +112,24 @@ def _hidden(model: nn.Module, fqn: str, parameter: Tensor) -> Refusal | None:
     return _NO_LAYER
 
 
+def _stacked_sizes(layout: str, parameter: Tensor) -> tuple[int, int, int]:
+    """(K, N, E) of a parameter whose dimensions are `layout`; E is 0 where it stacks none."""
+    sizes = dict(zip(layout.strip("[]").split(", "), map(int, parameter.shape), strict=False))
+    return sizes.get("K", 1), sizes.get("N", 1), sizes.get("E", 0)
+
+
 def _parameter_map(
-    model: nn.Module, fqn: str, use: Weight | None, around: Surroundings, hidden: Refusal | None
+    model: nn.Module, fqn: str, use: Weight | None, around: Surroundings, hidden: Refusal | None, in_graphs: bool
 ) -> LinearMap:
     owner, _, name = fqn.rpartition(".")
     module, parameter = model.get_submodule(owner), model.get_parameter(fqn)
     layout, experts, refusal, eager = "", 0, None, None
     outs, ins = (int(n) for n in parameter.shape[-2:]) if parameter.ndim > 1 else (1, 1)
     if projections(module):
-        kind, layout = "MultiheadAttention", "[N, K]"
+        kind, layout = described_projection(module)
+        ins, outs, experts = _stacked_sizes(layout, parameter)
         refusal, eager = (obstacle(module), why_eager(module)) if use is None else (None, None)
+        refusal = _NOT_READ if use is None and in_graphs and experts else refusal
     elif use is None:
         stacked = parameter.ndim == 3
         kind, refusal = f"stacked parameter [{parameter.shape[0]}, a, b]" if stacked else "bare parameter", hidden
@@ -129,6 +137,7 @@ def _parameter_map(
     else:
         kind = use.kind
     if use is not None:
+        kind = kind if use.form != "experts" else use.kind
         layout, experts, eager = use.layout, use.experts, _eager_form(use)
         ins, outs = (use.in_features, use.out_features) if use.layout else (ins, outs)
         why = use.against or use.reader

@@ -29,7 +29,7 @@ CONVOLUTIONS = (
     *(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding),  # padding="same" or "valid"
 )
 EXPERT_PRODUCTS = (aten.bmm.default, aten.baddbmm.default)
-GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback")
+GROUPED = ("aten::_grouped_mm", "transformers::grouped_mm_fallback", "noble_fx::grouped_product")
 EINSUM = aten.einsum.default
 
 

@@ -27,22 +27,22 @@ EXPECTED: dict[str, Found] = {
     "Cohere": Found("attention: q k v out · ffn: in gate out", "tied weight", {"export": 7}),
     "Starcoder2": Found("attention: q k v out · ffn: in out", "tied weight", {"export": 6}),
     "XLNet": Found("ffn: in out", "tied weight, bare parameter×6", {"export": 7}),
-    "Mixtral": Found("attention: q k v out", "head, router, bare parameter×2", {"export": 6}),
+    "Mixtral": Found("attention: q k v out · ffn: in out", "head, router", {"export": 6}),
     "Phi-3.5-MoE": Found(
-        "attention: q k v out", "router, head, bare parameter×2", export_refuses="gives other gradients"
+        "attention: q k v out · ffn: in out", "router, head", export_refuses="gives other gradients"
     ),
-    "Qwen2-MoE": Found("attention: q k v out · ffn: in gate out", "router×2, head, bare parameter×2", {"export": 9}),
-    "Qwen3-MoE": Found("attention: q k v out", "head, bare parameter×2, router", {"export": 6}),
+    "Qwen2-MoE": Found("attention: q k v out · ffn: in×2 gate out×2", "router×2, head", {"export": 9}),
+    "Qwen3-MoE": Found("attention: q k v out · ffn: in out", "head, router", {"export": 6}),
     "DeepSeek V2": Found(
-        "attention: q×4 kv×4 out×2 · ffn: in×2 gate×2 out×2", "head, bare parameter×2, router", {"export": 18}
+        "attention: q×4 kv×4 out×2 · ffn: in×3 gate×2 out×3", "head, router", {"export": 18}
     ),
     "DeepSeek V3": Found(
-        "attention: q×4 kv×4 out×2 · ffn: in×2 gate×2 out×2", "head, bare parameter×2, router", {"export": 18}
+        "attention: q×4 kv×4 out×2 · ffn: in×3 gate×2 out×3", "head, router", {"export": 18}
     ),
-    "GraniteMoE": Found("attention: q k v out", "head, router, bare parameter×2", {"export": 6}),
-    "JetMoE": Found("attention: kv", "router×2, tied weight, bare parameter×4", {"export": 5}),
-    "gpt-oss": Found("attention: q k v out", "head, router, bare parameter×2", {"export": 6}),
-    "Llama 4": Found("attention: q k v out · ffn: in gate out", "router, head, bare parameter×2", {"export": 9}),
+    "GraniteMoE": Found("attention: q k v out · ffn: in out", "head, router", {"export": 6}),
+    "JetMoE": Found("attention: kv qkv out · ffn: in out", "router×2, tied weight", {"export": 5}),
+    "gpt-oss": Found("attention: q k v out · ffn: in out", "head, router", {"export": 6}),
+    "Llama 4": Found("attention: q k v out · ffn: in×2 gate out×2", "router, head", {"export": 9}),
     "Mamba": Found("mixer: in state out", "too narrow, tied weight", {"export": 3}),
     "Mamba 2": Found("mixer: in out", "head", {"export": 2}),
     "FalconMamba": Found("mixer: in state out", "too narrow, tied weight", {"export": 3}),
@@ -54,19 +54,19 @@ EXPECTED: dict[str, Found] = {
     ),
     # It reads the weight and does not call the layer.
     "Jamba": Found(
-        "attention: q k v out · ffn: in gate out · mixer: in state×2 out",
-        "head, router, bare parameter×2",
+        "attention: q k v out · ffn: in×2 gate out×2 · mixer: in state×2 out",
+        "head, router",
         {"export": 12},
         silent="mamba.dt_proj",
     ),
     "Bamba": Found("attention: q k v out · ffn: in×2 gate×2 out×2 · mixer: in out", "head", {"export": 12}),
     "Zamba2": Found("attention: q k v out · ffn: in×3 out · mixer: in×2 out×2 · other", "tied weight", {"export": 13}),
     "Nemotron-H": Found(
-        "attention: q k v out · ffn: in out · mixer: in out", "head, bare parameter×2, router", {"export": 10}
+        "attention: q k v out · ffn: in×2 out×2 · mixer: in out", "head, router", {"export": 10}
     ),
     "Qwen3-Next": Found(
-        "attention: q k v out · ffn: in×2 gate×2 out×2 · mixer: in state out",
-        "router×4, head, bare parameter×4",
+        "attention: q k v out · ffn: in×4 gate×2 out×4 · mixer: in state out",
+        "router×4, head",
         {"export": 17},
     ),
     "BERT": Found("attention: q k v out · ffn: in out", "head, tied weight", {"export": 6}),
