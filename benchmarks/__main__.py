@@ -5,6 +5,7 @@
     onnx         whole models in ONNX Runtime on the CPU: some fifteen minutes
     onnx_layers  chains of layers there, by width
     kernels      the generated kernels' FLOPs, bytes and resources, without a GPU: some ten minutes of compiling
+    moe          experts of a mixture, by how many there are; needs transformers
     gpu          layers and a training step on a GPU; needs one
 
 The longest is a script of its own: `python benchmarks/demo_ratio.py --jobs 2` takes about an hour.
@@ -19,13 +20,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import cpu_linear, gpu, host, kernels, onnx, onnx_layers
+from benchmarks import cpu_linear, gpu, host, kernels, moe, onnx, onnx_layers
 
 BENCHMARKS: dict[str, Callable[..., dict[str, object]]] = {
     "cpu_linear": cpu_linear.run,
     "host": host.run,
     "onnx": onnx.run,
     "onnx_layers": onnx_layers.run,
+    "moe": moe.run,
     "kernels": lambda rounds=0: kernels.run(),
     "gpu": gpu.run,
 }

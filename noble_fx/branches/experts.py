@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx.branches.base import Branch
-from noble_fx.branches.grouped import Dense, Gathered, Groups, Sorted, ends, sorted_rows, taken
+from noble_fx.branches.grouped import Dense, Groups, Sorted, ends, sorted_rows, taken
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.branches.stacked_sigma import alike, evaluate_all, is_changed, same_tensors
 from noble_fx.torch_versions import in_transform, is_exporting
@@ -81,7 +81,7 @@ class ExpertBranches(StackedBranches):
         if not self._may_be_one():
             return super()._grouped(x, groups)
         branches = list(self)
-        if isinstance(groups, Sorted) and len(x) < len(branches) and _asks_for_values():
+        if isinstance(groups, Sorted) and _asks_for_values() and x.shape[0] < len(branches):
             branches, groups = _those_with_rows(branches, groups)
         return self._together(branches, x, groups)
 

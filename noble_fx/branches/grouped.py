@@ -17,7 +17,7 @@ from torch import Tensor
 
 from noble_fx.exporting import leaves_this_process
 from noble_fx.schema import GROUPED_PRODUCT
-from noble_fx.torch_versions import PLAIN_TENSORS, in_transform
+from noble_fx.torch_versions import PLAIN_TENSORS, in_transform, is_exporting
 
 
 class Groups(ABC):
@@ -57,7 +57,7 @@ class Sorted(Groups):
 
 
 class Gathered(Groups):
-    """x [S, K] in any order; `experts` [S] says whose each row is. For few rows, or where no operator of ours may be."""
+    """x [S, K] in any order; `experts` [S] says whose each is. For few rows, or where no operator of ours may be."""
 
     def __init__(self, experts: Tensor):
         self.experts = experts
@@ -78,7 +78,10 @@ def sorted_rows(offsets: Tensor, count: int) -> Sorted | Gathered:
 
 def ends(experts: Tensor, count: int) -> Tensor:
     """Where the rows of each of `count` experts end, int32 [count], for sorted `experts` [S]."""
-    return torch.bucketize(torch.arange(count, device=experts.device), experts, right=True).to(torch.int32)
+    every = torch.arange(count, device=experts.device, dtype=experts.dtype)
+    if is_exporting():  # the ONNX of bucketize knows no place behind the last
+        return (experts.unsqueeze(0) <= every.unsqueeze(1)).sum(1, dtype=torch.int32)
+    return torch.bucketize(every, experts, right=True, out_int32=True)
 
 
 def has_operator(*tensors: Tensor) -> bool:

@@ -25,7 +25,8 @@ _POINTWISE: dict[type, tuple[str, ...]] = {
     nn.SiLU: ("inplace",), nn.Tanh: (), Gate: (), Cos: (),
 }  # fmt: skip
 _TENSORS: dict[type, tuple[str, ...]] = {
-    Cosine: ("frequency", "phase"), ScaleShift: ("scale", "shift"), Mixer: ("weight", "bias"), nn.Linear: ("weight", "bias"),
+    Cosine: ("frequency", "phase"), ScaleShift: ("scale", "shift"), Mixer: ("weight", "bias"),
+    nn.Linear: ("weight", "bias"),
 }  # fmt: skip
 
 
@@ -83,7 +84,8 @@ def _run(acts: Sequence[Any], h: Tensor, groups: Groups) -> Tensor:
     if kind is Signed:
         return -_run([act.inner for act in acts], -h if first.flip else h, groups)
     if kind not in _TENSORS:
-        return first(h)  # type: ignore[no-any-return]
+        y: Tensor = first(h)
+        return y
     run: Callable[..., Tensor] = {Cosine: _cosine, ScaleShift: _scale_shift}.get(kind, _linear)
     return run(groups, h, *(_stack(acts, name, h.dtype) for name in _TENSORS[kind]))
 

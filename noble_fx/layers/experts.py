@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx.branches.experts import BranchGroup, StackedBranches
-from noble_fx.branches.grouped import Gathered, Groups, Sorted, ends, has_operator, taken
+from noble_fx.branches.grouped import Gathered, Groups, Sorted, ends, has_operator, sorted_rows, taken
+from noble_fx.distributed import is_distributed
 from noble_fx.errors import CaptureError, Refusal
 from noble_fx.layers.base import Augmented, LayerRow, class_with_branch, plain_class
 from noble_fx.layers.experts_probe import why_another_maths
@@ -64,11 +65,11 @@ class WithExperts(WithStacks):
         if form not in _FORMS or getattr(self, "_is_expert_parallel", False):
             why = _PARALLEL if form in _FORMS else _unknown_form(form)
             raise CaptureError(f"{plain_class(self).__qualname__} cannot run with its branches: {why}")  # type: ignore[arg-type]
-        given = [*args, *(kwargs[name] for name in self._argument_names[len(args) : 3])]
-        return self.routed(*given, form=form)
+        hidden, index, weights = (*args, *(kwargs[name] for name in self._argument_names[len(args) : 3]))
+        return self.routed(hidden, index, weights, form)
 
     def routed(self, hidden: Tensor, index: Tensor, weights: Tensor, form: str | None = "eager") -> Tensor:
-        """What the class computes, with whatever branches are on; the sum over a token's experts is exact to rounding."""
+        """What the class computes, to rounding, with whatever branches are on."""
         count, k = self.num_experts, index.shape[-1]
         x, groups, order = _by_expert(hidden, index, count, gathered=form == "batched_mm" or not has_operator(hidden))
         gated = bool(getattr(self, "has_gate", True))
@@ -79,7 +80,7 @@ class WithExperts(WithStacks):
         scale = weights.reshape(-1)
         y = y * (scale if order is None else taken(scale, order)).unsqueeze(-1)
         y = y if order is None else taken(y, _inverse(order))
-        return y.view(hidden.shape[0], k, -1).sum(1).to(hidden.dtype)
+        return y.view(hidden.shape[0], k, y.shape[-1]).sum(1).to(hidden.dtype)
 
     def _project(self, x: Tensor, name: str, groups: Any, form: str | None) -> Tensor:
         weight, bias = getattr(self, name), getattr(self, f"{name}_bias", None)
@@ -96,7 +97,7 @@ class WithExperts(WithStacks):
 
 
 def _by_expert(hidden: Tensor, index: Tensor, count: int, gathered: bool) -> tuple[Tensor, Groups, Tensor | None]:
-    """A row [S, H] for each token and expert of its, whose it is, and the places of these among [T * k]; None: in order."""
+    """A row [S, H] for each token and expert of its, whose each is, and their places among [T * k]; None: in order."""
     experts, k = index.reshape(-1), index.shape[-1]
     if gathered:
         return hidden.repeat_interleave(k, dim=0), Gathered(experts), None
@@ -105,7 +106,7 @@ def _by_expert(hidden: Tensor, index: Tensor, count: int, gathered: bool) -> tup
 
 
 def _inverse(order: Tensor) -> Tensor:
-    return torch.zeros_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
+    return torch.zeros_like(order).scatter(0, order, torch.arange(order.shape[0], device=order.device))
 
 
 class WithDenseExperts(WithStacks):
@@ -117,7 +118,7 @@ class WithDenseExperts(WithStacks):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         if not self.branched():
-            return super(Augmented, self).forward(hidden_states)  # type: ignore[misc, no-any-return]
+            return super(Augmented, self).forward(hidden_states)  # type: ignore[misc]
         x = hidden_states.view(self.gate_up_proj.shape[0], -1, self.gate_up_proj.shape[1])
         gate, up = self.beside_rows(x @ self.gate_up_proj, "gate_up_proj", x, None).chunk(2, dim=-1)
         h = up * self.act_fn(gate)
@@ -133,14 +134,9 @@ class WithParallelExperts(WithStacks):
         y: Tensor = super(Augmented, self).forward(inputs, expert_size)  # type: ignore[misc]
         if not self.branched():
             return y
-        experts = _counted(inputs, expert_size)
-        groups = Sorted(ends(experts, len(self.weight)), experts) if has_operator(inputs) else Gathered(experts)
-        return self.beside_rows(y, "weight", inputs, groups)
-
-
-def _counted(inputs: Tensor, sizes: Any) -> Tensor:
-    of_each = sizes if isinstance(sizes, Tensor) else torch.tensor(sizes, device=inputs.device)
-    return torch.repeat_interleave(torch.arange(len(of_each), device=inputs.device), of_each, output_size=len(inputs))
+        sizes = expert_size if isinstance(expert_size, Tensor) else torch.tensor(expert_size, device=inputs.device)
+        offsets = sizes.cumsum(0).to(torch.int32)
+        return self.beside_rows(y, "weight", inputs, sorted_rows(offsets, inputs.shape[0]))
 
 
 # --- which classes --------------------------------------------------------------------------------------------------
@@ -159,9 +155,15 @@ def _obstacle(module: Any) -> Refusal | None:
     form = getattr(getattr(module, "config", None), "_experts_implementation", None)
     if form not in _FORMS:
         return Refusal(_unknown_form(form))
-    if getattr(module, "_is_expert_parallel", False):
-        return Refusal(_PARALLEL)
+    if refusal := _spread(module):
+        return refusal
     return why_another_maths(module, plain_class(module), _without_branches)
+
+
+def _spread(module: Any) -> Refusal | None:
+    tensors = [tensor for tensor in module._parameters.values() if tensor is not None]
+    parallel = getattr(module, "_is_expert_parallel", False) or any(map(is_distributed, tensors))
+    return Refusal(_PARALLEL) if parallel else None
 
 
 def _without_branches(module: Any, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -184,6 +186,7 @@ def _row(cls: type | str, mixin: type[Augmented], layout: str, parameters: tuple
         shape=lambda module: None,  # its stacks are listed, each on its own
         mixin=mixin,
         layout=layout,
+        obstacle=_spread,
         eager=lambda module: Refusal(EAGER),
         beside=False,
         parameters=parameters,

@@ -22,7 +22,7 @@ _KNOWN: dict[Any, Refusal | None] = {}  # by class and settings
 
 
 def why_another_maths(module: Any, plain: type[nn.Module], ours: Callable[[Any, Any], Tensor]) -> Refusal | None:
-    """Why `ours(copy, inputs)` is not what the class's own forward computes of the same, or None; asked once a class."""
+    """Why `ours(copy, inputs)` is not what the class's own forward computes, or None; asked once for its settings."""
     settings = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str)}
     parts = sorted((name, type(part)) for name, part in module._modules.items() if name != "noble")
     key = (plain, *sorted(settings.items()), *map(str, parts))
@@ -61,11 +61,12 @@ def _inputs(drawn: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
 def _small(module: Any, plain: type[nn.Module], drawn: torch.Generator) -> Any:
     """A copy of few features, drawn anew in float64."""
     stacks = {name: p for name, p in module._parameters.items() if p is not None}
-    up = stacks.get("gate_up_proj", stacks.get("up_proj"))
+    up = stacks["gate_up_proj" if "gate_up_proj" in stacks else "up_proj"]
     transposed = bool(getattr(module, "is_transposed", False))
     hidden, outputs = up.shape[1:] if transposed else reversed(up.shape[1:])
     inner = stacks["down_proj"].shape[1 if transposed else 2]
-    sizes = {int(outputs): int(outputs) // int(inner) * INNER, int(inner): INNER, int(hidden): HIDDEN}
+    wide = int(outputs) // int(inner) * INNER
+    sizes = {int(outputs): wide, int(inner): INNER, int(hidden): HIDDEN}  # of the last where two are one number
 
     def small(tensor: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
         values = torch.randn(shape, generator=drawn, dtype=torch.float64)
@@ -74,13 +75,13 @@ def _small(module: Any, plain: type[nn.Module], drawn: torch.Generator) -> Any:
     def resized(tensor: Tensor) -> nn.Parameter:
         return small(tensor, tuple(sizes.get(size, size) for size in tensor.shape))
 
-    wide = sizes[int(outputs)]
     shapes = {"down_proj": (HIDDEN, INNER), "gate_up_proj": (wide, HIDDEN), "up_proj": (wide, HIDDEN)}
     vectors = {"down_proj_bias": (HIDDEN,), "gate_up_proj_bias": (wide,), "up_proj_bias": (wide,)}
     made: Any = plain.__new__(plain)
     vars(made).update({name: _resized_number(value, sizes) for name, value in vars(module).items()})
     vars(made)["num_experts"] = EXPERTS
-    vars(made)["_parameters"] = own = {}
+    own: dict[str, nn.Parameter | None] = {}
+    vars(made)["_parameters"] = own
     for name, parameter in module._parameters.items():
         if parameter is None:
             own[name] = None

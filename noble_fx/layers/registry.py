@@ -122,7 +122,7 @@ def projections(module: nn.Module) -> tuple[str, ...]:
 
 
 def described_projection(module: nn.Module) -> tuple[str, str]:
-    """(kind, layout) of a module whose own parameters are linear maps: what to call it, and what their dimensions are."""
+    """(kind, layout) of a module whose own parameters are linear maps: its name, and what their dimensions are."""
     row = row_of(module)
     assert row is not None
     return row.title(module), row.layout

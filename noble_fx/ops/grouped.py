@@ -1,11 +1,11 @@
 """`noble_fx::grouped_product`: rows sorted by expert, each times its expert's matrix, as one operator.
 
     grouped_product(x [S, K], weight [E, K, N], offsets [E]) -> [S, N]          x_e W_e
-    grouped_outer(x [S, K], y [S, N], offsets [E]) -> [E, K, N]                 x_eᵀ y_e, zero for an expert without rows
+    grouped_outer(x [S, K], y [S, N], offsets [E]) -> [E, K, N]                 x_eᵀ y_e, zero without rows
 
-`offsets` says where the rows of each expert end; every row belongs to one. Each is the other's derivative, so either may
-be differentiated as often as one likes. PyTorch's own grouped product is used where it runs; Dynamo, which can compile
-that in bfloat16 alone, sees one node in any dtype.
+`offsets` says where the rows of each expert end; every row belongs to one. Each is the other's derivative, so either
+may be differentiated as often as one likes. PyTorch's own grouped product is used where it runs; Dynamo, which can
+compile that in bfloat16 alone, sees one node in any dtype.
 """
 
 from __future__ import annotations

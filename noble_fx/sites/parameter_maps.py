@@ -9,7 +9,15 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from noble_fx.errors import Refusal
-from noble_fx.layers.registry import augmented_class, describe, described_projection, obstacle, projections, row_of, why_eager
+from noble_fx.layers.registry import (
+    augmented_class,
+    describe,
+    described_projection,
+    obstacle,
+    projections,
+    row_of,
+    why_eager,
+)
 from noble_fx.layers.weights import why_unsuitable
 from noble_fx.sites.blocks import Surroundings, surroundings, with_role
 from noble_fx.sites.layer_maps import LinearMap
@@ -142,7 +150,7 @@ def _parameter_map(
         ins, outs = (use.in_features, use.out_features) if use.layout else (ins, outs)
         why = use.against or use.reader
         refusal = Refusal(why) if why else None
-    shown = owner if name == "weight" else fqn.removesuffix("_weight")
+    shown = owner if owner and name == "weight" else fqn.removesuffix("_weight")
     role = role_in(model, shown, ins, outs)
     site = Site(fqn, role, kind, ins, outs, 0, False, "", 0, weight=fqn, layout=layout, experts=experts)
     against = around.against(site, shown, owner, parameter)

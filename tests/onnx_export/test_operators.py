@@ -23,7 +23,7 @@ def test_experts(capture, tmp_path):
     report = noble_fx.export_onnx(model, path=tmp_path / "m.onnx", kwargs=entry.inputs())
     assert report.largest_error < 1e-5
     assert "[1, 1]" in report.checked
-    assert report.passes["fold_branch"] == (10 if capture == "export" else 4)  # 2 × 3 experts' or none, 4 of attention
+    assert report.passes["fold_branch"] == 10  # 2 × 3 of the experts, 4 of attention
 
 
 class OneHead(nn.Module):

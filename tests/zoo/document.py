@@ -19,8 +19,8 @@ result. In the other captures it checks that U = 0 is the original, gradients, a
 with torch.compile, that the loss is the same. `make test` does the modules capture of all rows and the graphs of some;
 `make test-long` the graphs of all.
 
-**modules** reaches layers alone, not products with bare parameters; **fx** declines what one graph cannot hold, and
-**export** what no graph can: a dash, with the reason under the table.
+**modules** reaches layers and known classes of experts, not products with bare parameters; **fx** declines what one
+graph cannot hold, and **export** what no graph can: a dash, with the reason under the table.
 Roles are those of the modules capture; `noble_fx/sites/roles.py` says what each means.
 
 | architecture | modules | fx | export | roles of the sites | left out, and why |

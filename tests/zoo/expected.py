@@ -28,17 +28,11 @@ EXPECTED: dict[str, Found] = {
     "Starcoder2": Found("attention: q k v out · ffn: in out", "tied weight", {"export": 6}),
     "XLNet": Found("ffn: in out", "tied weight, bare parameter×6", {"export": 7}),
     "Mixtral": Found("attention: q k v out · ffn: in out", "head, router", {"export": 6}),
-    "Phi-3.5-MoE": Found(
-        "attention: q k v out · ffn: in out", "router, head", export_refuses="gives other gradients"
-    ),
+    "Phi-3.5-MoE": Found("attention: q k v out · ffn: in out", "router, head", export_refuses="gives other gradients"),
     "Qwen2-MoE": Found("attention: q k v out · ffn: in×2 gate out×2", "router×2, head", {"export": 9}),
     "Qwen3-MoE": Found("attention: q k v out · ffn: in out", "head, router", {"export": 6}),
-    "DeepSeek V2": Found(
-        "attention: q×4 kv×4 out×2 · ffn: in×3 gate×2 out×3", "head, router", {"export": 18}
-    ),
-    "DeepSeek V3": Found(
-        "attention: q×4 kv×4 out×2 · ffn: in×3 gate×2 out×3", "head, router", {"export": 18}
-    ),
+    "DeepSeek V2": Found("attention: q×4 kv×4 out×2 · ffn: in×3 gate×2 out×3", "head, router", {"export": 18}),
+    "DeepSeek V3": Found("attention: q×4 kv×4 out×2 · ffn: in×3 gate×2 out×3", "head, router", {"export": 18}),
     "GraniteMoE": Found("attention: q k v out · ffn: in out", "head, router", {"export": 6}),
     "JetMoE": Found("attention: kv qkv out · ffn: in out", "router×2, tied weight", {"export": 5}),
     "gpt-oss": Found("attention: q k v out · ffn: in out", "head, router", {"export": 6}),
@@ -61,9 +55,7 @@ EXPECTED: dict[str, Found] = {
     ),
     "Bamba": Found("attention: q k v out · ffn: in×2 gate×2 out×2 · mixer: in out", "head", {"export": 12}),
     "Zamba2": Found("attention: q k v out · ffn: in×3 out · mixer: in×2 out×2 · other", "tied weight", {"export": 13}),
-    "Nemotron-H": Found(
-        "attention: q k v out · ffn: in×2 out×2 · mixer: in out", "head, router", {"export": 10}
-    ),
+    "Nemotron-H": Found("attention: q k v out · ffn: in×2 out×2 · mixer: in out", "head, router", {"export": 10}),
     "Qwen3-Next": Found(
         "attention: q k v out · ffn: in×4 gate×2 out×4 · mixer: in state out",
         "router×4, head",
