@@ -75,24 +75,14 @@ class ExpertBranches(StackedBranches):
     """NOBLE's branches of a stacked weight, computed together: a product over all experts, not one for each."""
 
     def _dense(self, x: Tensor) -> Tensor:
-        return self._together(list(self), x, Dense()) if self._may_be_one() else super()._dense(x)
+        branches = list(self)
+        return self._together(branches, x, Dense()) if may_be_one(branches) else super()._dense(x)
 
     def _grouped(self, x: Tensor, groups: Groups) -> Tensor:
-        if not self._may_be_one():
-            return super()._grouped(x, groups)
-        branches = list(self)
+        branches, among = list(self), groups
         if isinstance(groups, Sorted) and _asks_for_values() and x.shape[0] < len(branches):
-            branches, groups = _those_with_rows(branches, groups)
-        return self._together(branches, x, groups)
-
-    def _may_be_one(self) -> bool:
-        """Whether each is a plain `NobleBranch` that nobody hooked, of the shapes and the σ of the others."""
-        every = list(self)
-        return (
-            all(type(branch) is NobleBranch and not is_changed(branch) for branch in every)
-            and all(same_tensors(every, name) for name in _OWN)
-            and alike([branch._modules["act"] for branch in every])
-        )
+            branches, among = _those_with_rows(branches, groups)
+        return self._together(branches, x, among) if may_be_one(branches) else super()._grouped(x, groups)
 
     @staticmethod
     def _together(branches: Sequence[nn.Module], x: Tensor, groups: Groups) -> Tensor:
@@ -107,6 +97,15 @@ class ExpertBranches(StackedBranches):
         h = linear(x, stack("down"), stack("down_bias"))
         t = evaluate_all([branch._modules["act"] for branch in branches], h, groups)  # type: ignore[misc]
         return linear(t, stack("up"), stack("up_bias"))
+
+
+def may_be_one(branches: Sequence[nn.Module]) -> bool:
+    """Whether each is a plain `NobleBranch` that nobody hooked, of the shapes and the σ of the others."""
+    return (
+        all(type(branch) is NobleBranch and not is_changed(branch) for branch in branches)
+        and all(same_tensors(branches, name) for name in _OWN)
+        and alike([branch._modules["act"] for branch in branches])
+    )
 
 
 def _asks_for_values() -> bool:

@@ -48,22 +48,23 @@ def alike(acts: Sequence[Any]) -> bool:
 
 def is_changed(module: nn.Module) -> bool:
     """Whether something was hung on this module that a call of its parts would pass by."""
+    own = vars(module)  # the modules of every expert are asked in every call, so that it should be quick
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in vars(module)
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
     )
 
 
 def same_tensors(modules: Sequence[nn.Module], name: str) -> bool:
     """Whether all have a plain parameter of that name and one shape, or none has one."""
     tensors = [module._parameters.get(name) for module in modules]
-    if all(tensor is None for tensor in tensors):
+    if tensors[0] is None and all(tensor is None for tensor in tensors):
         return all(vars(module).get(name) is None for module in modules)
-    shapes = {tensor.shape if type(tensor) in PLAIN_TENSORS else None for tensor in tensors}  # type: ignore[union-attr]
-    return len(shapes) == 1 and None not in shapes
+    shape = None if tensors[0] is None else tensors[0].shape
+    return all(type(tensor) in PLAIN_TENSORS and tensor.shape == shape for tensor in tensors)  # type: ignore[union-attr]
 
 
 def evaluate_all(acts: Sequence[nn.Module], h: Tensor, groups: Groups) -> Tensor:

@@ -26,13 +26,14 @@ _ALIGNED = 16  # bytes
 def grouped_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """[S, N] by PyTorch's operators."""
     x = x.contiguous()
-    if _is_native(x, weight):
+    few = x.device.type == "cpu" and x.shape[0] < weight.shape[0]  # PyTorch's goes over every expert
+    if not few and _is_native(x, weight):
         return F.grouped_mm(x, weight, offs=offsets)
     y = x.new_empty(x.shape[0], weight.shape[2])
     start = 0
-    for matrix, end in zip(weight, offsets.tolist(), strict=True):
+    for expert, end in enumerate(offsets.tolist()):
         if end > start:
-            torch.mm(x[start:end], matrix, out=y[start:end])
+            torch.mm(x[start:end], weight[expert], out=y[start:end])
         start = end
     return y
 
@@ -44,9 +45,9 @@ def grouped_outer(x: Tensor, y: Tensor, offsets: Tensor) -> Tensor:
         return F.grouped_mm(x.t(), y, offs=offsets)
     out = x.new_zeros(offsets.shape[0], x.shape[1], y.shape[1])
     start = 0
-    for matrix, end in zip(out, offsets.tolist(), strict=True):
+    for expert, end in enumerate(offsets.tolist()):
         if end > start:
-            torch.mm(x[start:end].t(), y[start:end], out=matrix)
+            torch.mm(x[start:end].t(), y[start:end], out=out[expert])
         start = end
     return out
 

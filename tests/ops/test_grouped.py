@@ -64,6 +64,12 @@ def test_no_rows_at_all(dtype):
     assert OUTER(x[:0], y, none).shape == (4, 8, 12)
 
 
+def test_fewer_rows_than_experts():
+    x, weight = operands(8, 16, torch.float32)
+    y = GROUPED_PRODUCT(x[:2], weight, torch.tensor([0, 1, 1, 2], dtype=torch.int32))
+    torch.testing.assert_close(y, torch.stack([x[0] @ weight[1], x[1] @ weight[3]]))
+
+
 def test_derivatives_of_any_order():
     x, weight = operands(3, 2)
     assert torch.autograd.gradcheck(lambda x, w: GROUPED_PRODUCT(x, w, OFFSETS), (x, weight))
