@@ -1,4 +1,4 @@
-"""Experts of a mixture with branches, by how many experts there are: the same tokens, the same top-k, on one thread.
+"""Experts of a mixture with branches, by how many experts there are: the same tokens and top-k, CPU time of one thread.
 
     python -m benchmarks moe
 
@@ -10,6 +10,7 @@ a gradient of all weights for each expert, and with branches that is not run: th
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -21,8 +22,8 @@ from torch import Tensor, nn
 import noble_fx
 from benchmarks.interleaved import Timing, interleave, machine
 
-TOKENS, TOP_K, HIDDEN, INNER, RANK = 512, 2, 256, 128, 16
-COUNTS = (8, 16, 32, 64)
+TOKENS, TOP_K, HIDDEN, INNER, RANK = 1024, 2, 256, 128, 16
+COUNTS = (8, 64)
 FORMS = ("eager", "grouped_mm")
 
 
@@ -58,10 +59,11 @@ def measure(count: int, form: str, training: bool, rounds: int) -> list[Timing]:
         return lambda: torch.autograd.grad(module(x, index, weights), inputs, dy)
 
     with torch.set_grad_enabled(training):
-        return interleave({"plain": once(plain), "with branches": once(made)}, "plain", rounds, warmup=2)
+        variants = {"plain": once(plain), "with branches": once(made)}
+        return interleave(variants, "plain", rounds, warmup=2, clock=time.process_time)
 
 
-def run(rounds: int = 10) -> dict[str, object]:
+def run(rounds: int = 12) -> dict[str, object]:
     """Every number of experts in every form; prints a table and returns every figure."""
     torch.set_num_threads(1)
     table = Table(box=None, header_style="bold")

@@ -36,10 +36,10 @@ def alike(acts: Sequence[Any]) -> bool:
     if any(type(act) is not kind or is_changed(act) for act in acts):
         return False
     if kind is nn.Sequential:
-        chains = [list(act.children()) for act in acts]
+        chains = [act._modules.values() for act in acts]  # `children` takes its time to look for doubles
         return len({len(chain) for chain in chains}) == 1 and all(map(alike, zip(*chains, strict=True)))
     if kind is Signed:
-        return all(act.flip == first.flip for act in acts) and alike([act.inner for act in acts])
+        return all(act.flip == first.flip for act in acts) and alike([act._modules["inner"] for act in acts])
     if kind in _TENSORS:
         return all(same_tensors(acts, name) for name in _TENSORS[kind])
     settings = _POINTWISE.get(kind)
@@ -79,11 +79,11 @@ def evaluate_all(acts: Sequence[nn.Module], h: Tensor, groups: Groups) -> Tensor
 def _run(acts: Sequence[Any], h: Tensor, groups: Groups) -> Tensor:
     first, kind = acts[0], type(acts[0])
     if kind is nn.Sequential:
-        for parts in zip(*(act.children() for act in acts), strict=True):
+        for parts in zip(*(act._modules.values() for act in acts), strict=True):
             h = _run(parts, h, groups)
         return h
     if kind is Signed:
-        return -_run([act.inner for act in acts], -h if first.flip else h, groups)
+        return -_run([act._modules["inner"] for act in acts], -h if first.flip else h, groups)
     if kind not in _TENSORS:
         y: Tensor = first(h)
         return y
