@@ -243,6 +243,11 @@ def reset_parameters(model: nn.Module) -> nn.Module:
     What a model needs after meta → shard → `to_empty`, once its own weights are initialised: the values are those of
     the unsharded model. Raises what `reset_branches` raises.
     """
+    branches = named_branches(model)
+    if not branches:
+        raise ConfigError("the model carries no branches, so there is nothing that transform drew")
+    if any(parameter.is_meta for branch in branches.values() for parameter in branch.parameters()):
+        raise ConfigError("the model is on the meta device; call model.to_empty(device=...) before reset_parameters")
     with restored_on_error(model) as before:
         reset_branches(model)
         for site, config in _drawn_with_their_base(model):

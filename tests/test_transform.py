@@ -403,3 +403,14 @@ def test_what_was_compiled_before_sees_branches_come_and_go(capture):
     torch.testing.assert_close(compiled(x), model(x))
     noble_fx.remove(model)
     torch.testing.assert_close(compiled(x), base)
+
+
+def test_parameters_are_drawn_again_where_there_are_branches_with_values():
+    with pytest.raises(ConfigError, match="carries no branches"):
+        noble_fx.reset_parameters(tiny())
+    with pytest.raises(ConfigError, match=r"takes an nn.Module"):
+        noble_fx.reset_parameters(None)
+    with torch.device("meta"):
+        model = type(tiny())()
+    with pytest.raises(ConfigError, match=r"on the meta device; call model.to_empty"):
+        noble_fx.reset_parameters(noble_fx.transform(model, rank=2))

@@ -31,7 +31,7 @@ def rates_by_role(optimizer: Any, roles: Mapping[int, str]) -> dict[str, float]:
 def warn_of_rates(optimizer: Any, learning: Iterable[nn.Parameter]) -> None:
     """Warn, once for an optimizer, of rates whose ratios were lost, and of branches that are in no group."""
     groups = [group for group in _groups(optimizer) if group["params"]]
-    for each in _optimizers(optimizer):
+    for each in optimizers_in(optimizer):
         warn_of_ratios(each)
     held = {id(parameter) for group in groups for parameter in group["params"]}
     learning = list(learning)
@@ -81,7 +81,8 @@ def _warn_once(about: str, key: torch.Tensor, text: str, level: int = 4) -> None
         warnings.warn(text, stacklevel=level)
 
 
-def _optimizers(optimizer: Any) -> list[Any]:
+def optimizers_in(optimizer: Any) -> list[Any]:
+    """One optimizer or several as a list; raises `ConfigError` for what is none."""
     several = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     for each in several:
         if not isinstance(getattr(each, "param_groups", None), list):
@@ -90,4 +91,4 @@ def _optimizers(optimizer: Any) -> list[Any]:
 
 
 def _groups(optimizer: Any) -> list[dict[str, Any]]:
-    return [group for each in _optimizers(optimizer) for group in each.param_groups]
+    return [group for each in optimizers_in(optimizer) for group in each.param_groups]

@@ -5,6 +5,7 @@ class NobleTrainer(NobleTrainerMixin, Trainer): ...
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch.optim import Optimizer
@@ -24,6 +25,16 @@ class NobleTrainerMixin:
 
     args: Any
     model: Any
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        first = next((kind for kind in cls.__mro__ if "create_optimizer" in vars(kind)), None)
+        if first is not None and not issubclass(first, NobleTrainerMixin):
+            raise ConfigError(
+                f"{cls.__name__} asks {first.__name__} for the optimizer before the mixin: write class "
+                f"{cls.__name__}(noble_fx.NobleTrainerMixin, {first.__name__})"
+            )
+
     optimizer: Optimizer | None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -33,6 +44,8 @@ class NobleTrainerMixin:
         model = next((each for each in (*args, kwargs.get("model")) if each is not None), self.model)
         if named_branches(model):
             warn_of_mixup(*(getattr(self, name, None) for name in ("data_collator", "train_dataset")))
+        if given and optimizer is not None:
+            _warn_of_equal_rates(optimizer, model)
         if not given and named_branches(model):
             _regroup(optimizer, model, self.args.learning_rate, self.args.weight_decay)
         return optimizer
@@ -52,3 +65,14 @@ def _regroup(optimizer: Any, model: Any, lr: float, weight_decay: float) -> None
     optimizer.param_groups.clear()
     for group in groups:
         optimizer.add_param_group(group)
+
+
+def _warn_of_equal_rates(optimizer: Any, model: Any) -> None:
+    """Warn where an optimizer that was given has branches in groups without a multiplier."""
+    own = {id(parameter) for branch in named_branches(model).values() for parameter in branch.parameters()}
+    if any(id(p) in own for group in optimizer.param_groups if "lr_scale" not in group for p in group["params"]):
+        warnings.warn(
+            "the optimizer that the Trainer was given has branches in groups without their multipliers; build it from "
+            "noble_fx.param_groups(model, lr), or let the Trainer make it",
+            stacklevel=4,
+        )

@@ -39,8 +39,9 @@ def param_groups(
     vectors do not. `muon=True` adds the key "use_muon" to every group: True for the base model's hidden matrices only,
     because the multipliers diverge on Muon's normalised updates; `muon_lr` is their rate, `lr` by default, and
     `muon_split` makes two lists of them. Frozen parameters are left out. `print(groups)` shows a table.
+    Each group has a weight decay of its own, so `weight_decay` belongs here: the optimizer's is for groups without one.
     Raises `ConfigError` when `base` holds a branch parameter, where branches or matrices cannot be told from the rest,
-    or nothing is left to train; warns where Muon would get nothing.
+    or nothing is left to train; warns where Muon would get nothing, or `base` leaves something out.
     """
     branches = named_branches(model)
     check_rate("lr", lr)
@@ -66,7 +67,20 @@ def param_groups(
     groups = [*own, *branch_groups.values()]
     if not groups:
         raise ConfigError("the model has no parameter that requires gradients, so there is nothing to train")
-    return _with_muon(groups, lr, muon_lr) if muon else Groups(groups)
+    if base is not None:
+        _warn_of_left_out(model, groups)
+    return _with_muon(groups, lr, muon_lr, base is None) if muon else Groups(groups)
+
+
+def _warn_of_left_out(model: nn.Module, groups: list[Group]) -> None:
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    left = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if left:
+        warnings.warn(
+            f"{len(left)} parameters that require gradients are in no group ({left[0]!r}, ...): base leaves them "
+            "out, so this optimizer does not train them",
+            stacklevel=3,
+        )
 
 
 def _check_muon_lr(muon: bool, muon_lr: float | None, base: Any) -> None:
@@ -78,11 +92,11 @@ def _check_muon_lr(muon: bool, muon_lr: float | None, base: Any) -> None:
         raise ConfigError(f"muon_lr={shown(muon_lr)} is the rate of the base matrices that Muon takes, and {of}")
 
 
-def _with_muon(groups: list[Group], lr: float, muon_lr: float | None) -> Groups:
+def _with_muon(groups: list[Group], lr: float, muon_lr: float | None, own_groups: bool) -> Groups:
     """Every group with "use_muon", those of Muon at their own rate."""
     own = {} if muon_lr is None else {"lr": muon_lr, "lr_scale": float(muon_lr / lr) if lr else 1.0}
     told = [{**group, "use_muon": group.get("use_muon", False)} for group in groups]
-    if not any(group["use_muon"] for group in told):
+    if own_groups and not any(group["use_muon"] for group in told):
         warnings.warn(
             "no group is Muon's: the base model has no hidden matrix that learns, so all are for Adam", stacklevel=3
         )

@@ -93,3 +93,17 @@ def test_an_optimizer_without_groups_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match=r"object takes no groups of branches; give the Trainer optimizers="):
         trainer(tmp_path, kind=Mine).create_optimizer()
+
+
+def test_the_mixin_comes_first():
+    with pytest.raises(ConfigError, match=r"write class Late\(noble_fx.NobleTrainerMixin, Trainer\)"):
+
+        class Late(transformers.Trainer, noble_fx.NobleTrainerMixin):
+            pass
+
+
+def test_a_given_optimizer_without_multipliers_is_warned_of(tmp_path):
+    model = noble_fx.transform(llama(), rank=4)
+    given = trainer(tmp_path, model=model, optimizers=(torch.optim.AdamW(model.parameters()), None))
+    with pytest.warns(UserWarning, match="branches in groups without their multipliers"):
+        given.create_optimizer()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import noble_fx
 from noble_fx import ConfigError
@@ -27,3 +28,11 @@ def test_both_optimizers_train_their_own_and_a_schedule_reaches_both():
 def test_groups_that_do_not_say_whose_they_are_are_refused():
     with pytest.raises(ConfigError, match=r"group 0 has no 'use_muon'.*muon=True"):
         noble_fx.muon_split(noble_fx.param_groups(transformed("modules"), lr=1e-3))
+
+
+@pytest.mark.parametrize("wrong", [None, nn.Linear(2, 2), torch.optim.SGD([torch.ones(1)])])
+def test_what_holds_no_groups(wrong):
+    with pytest.raises(ConfigError, match="muon_split takes"):
+        noble_fx.muon_split(wrong)
+    with pytest.raises(ConfigError, match="group 0 is"):
+        noble_fx.muon_split([torch.ones(2)])

@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import pytest
 import torch
@@ -304,3 +305,14 @@ def test_a_convolution_is_not_for_muon():
     found = by_parameter(model, noble_fx.param_groups(model, lr=1.0, muon=True))
     assert {name for name, group in found.items() if group["use_muon"]} <= {"2.weight"}
     assert not found["0.weight"]["use_muon"]
+
+
+def test_what_base_leaves_out_is_told():
+    model = noble_fx.transform(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), rank=2)
+    with pytest.warns(UserWarning, match=r"3 parameters that require gradients are in no group \('0.bias'"):
+        noble_fx.param_groups(model, lr=1.0, base=[model[0].weight])
+    own = [p for name, p in model.named_parameters() if ".noble." not in name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        noble_fx.param_groups(model, lr=1.0, base=[{"params": own, "use_muon": True}], muon=True)
+        noble_fx.param_groups(model, lr=1.0, base=[{"params": own}], muon=True)

@@ -80,3 +80,16 @@ def test_schedulers_that_keep_the_ratios(schedule):
         base = next(g["lr"] for g in optimizer.param_groups if g["lr_scale"] == 1.0)
         for group in optimizer.param_groups:
             assert group["lr"] == pytest.approx(base * group["lr_scale"])
+
+
+def test_several_optimizers_and_what_is_none():
+    groups = noble_fx.param_groups(transformed("modules"), lr=1.0, muon=True)
+    optimizers = [torch.optim.SGD(part) for part in noble_fx.muon_split(groups)]
+    noble_fx.scale_lr(optimizers, 0.5)
+    assert all(g["lr"] == pytest.approx(0.5 * g["lr_scale"]) for each in optimizers for g in each.param_groups)
+    for wrong in (groups, None, 0.5):
+        with pytest.raises(ConfigError, match="has no param_groups"):
+            noble_fx.scale_lr(wrong, 0.5)
+    for rate in (float("nan"), -1.0, "1e-3", None):
+        with pytest.raises(ConfigError, match="must be a finite number"):
+            noble_fx.scale_lr(optimizers, rate)
