@@ -17,6 +17,7 @@ import os
 import shutil
 import sysconfig
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -82,6 +83,8 @@ class GPT(nn.Module):
 def read(place: Path | None) -> Tensor:
     """All bytes of a file, or of the files in a folder [n] uint8; by default Python's own *.py files."""
     root = place or Path(sysconfig.get_paths()["stdlib"])
+    if not root.exists():
+        raise SystemExit(f"{root} does not exist; give a file or a folder of text by --text")
     pattern = "*" if place else "*.py"
     files = [root] if root.is_file() else sorted(path for path in root.rglob(pattern) if path.is_file())
     kept = [path for path in files if "site-packages" not in path.parts]
@@ -240,16 +243,39 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+# What another value of would be another model or another optimizer: a run goes on with what it began with.
+OF_A_RUN = ("plain", "rank", "act", "select", "preset", "seed", "width", "layers", "heads", "context", "muon")
+
+
+def check_same_run(asked: argparse.Namespace) -> bool:
+    """Whether --out holds a run to go on with; ends the program where that was made with other settings."""
+    log = asked.out / "log.jsonl"
+    if not any(checkpoints(asked.out)) or not log.exists():
+        return False
+    began = json.loads(log.read_text(encoding="utf-8").partition("\n")[0])
+    for name in OF_A_RUN:
+        if name in began and began[name] != getattr(asked, name):
+            switch = f"--{name}"
+            raise SystemExit(
+                f"the run in {asked.out} has {switch} {began[name]}, and this command {switch} {getattr(asked, name)}; "
+                "go on with its settings, or give another --out"
+            )
+    return True
+
+
 def train(asked: argparse.Namespace) -> None:
     """Train, log, checkpoint and sample as the command line says."""
+    resumed = check_same_run(asked)
     run = Run(asked)
     asked.out.mkdir(parents=True, exist_ok=True)
-    resumed = run.resume()
-    log = (asked.out / "log.jsonl").open("a", encoding="utf-8") if run.rank == 0 else None
+    if resumed and run.resume() and run.rank == 0:
+        print(f"going on from step {run.step}")
+    log = (asked.out / "log.jsonl").open("a" if resumed else "w", encoding="utf-8") if run.rank == 0 else None
     if log and not resumed:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(asked).items()}
         versions = {"torch": torch.__version__, "noble_fx": noble_fx.__version__, "processes": run.world}
         log.write(json.dumps({**settings, **versions}) + "\n")
+        log.flush()
     started, since = time.perf_counter(), run.step
     while run.step < asked.steps:
         loss = run.train_step()
@@ -306,8 +332,11 @@ def main(argv: list[str] | None = None) -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     elif asked.fsdp:
         raise SystemExit("--fsdp needs torchrun: torchrun --nproc-per-node 1 -m examples.train_gpt --fsdp")
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # of a checkpoint in one process
     try:
         train(asked)
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped; the same command goes on from the last checkpoint in {asked.out}") from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = llama(asked.width, asked.layers, asked.context)
     if not asked.plain:
         model = noble_fx.transform(model, rank=asked.rank, act=asked.act, seed=asked.seed)  # 2
+    if asked.text is not None and not asked.text.is_dir():
+        raise SystemExit(f"--text {asked.text} is no folder; give one with *.py files in it")
     text = standard_library(asked.text)
     arguments = transformers.TrainingArguments(
         output_dir=str(asked.out / "checkpoints"),
@@ -83,7 +85,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         train_dataset=Windows(text.train, asked.context),
         eval_dataset=Windows(text.validation[: 64 * asked.context], asked.context),
     )
-    trainer.train(resume_from_checkpoint=asked.resume or None)
+    last = any((asked.out / "checkpoints").glob("checkpoint-*"))
+    if asked.resume and not last:
+        print(f"no checkpoint in {asked.out} yet: starting anew (one is written every {arguments.save_steps} steps)")
+    trainer.train(resume_from_checkpoint=asked.resume and last)
     measured: dict[str, float] = trainer.evaluate()
     trainer.save_model(str(asked.out / "model"))  # config.json says how the branches were made
     if trainer.is_world_process_zero():

@@ -1,6 +1,7 @@
 """The pretraining script: alone and on two processes, stopped and resumed, plain, with Muon."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,9 +38,9 @@ def test_stopped_and_resumed_it_is_the_same_run(text, tmp_path, capsys):
     assert [line["step"] for line in whole] == [3, 6]
     assert whole[1]["validation"] < whole[0]["validation"] < 6
     assert "noble.up" in capsys.readouterr().out
-    (tmp_path / "stopped").mkdir()
-    (tmp_path / "whole" / "step-3").rename(tmp_path / "stopped" / "step-3")
-    (resumed,) = run(text, tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "whole" / "step-6")
+    resumed = run(text, tmp_path / "whole")[-1]
+    assert "going on from step 3" in capsys.readouterr().out
     assert (resumed["step"], resumed["train"], resumed["validation"]) == (6, whole[1]["train"], whole[1]["validation"])
 
 
@@ -55,8 +56,18 @@ def test_too_little_text_and_a_shard_of_nothing_are_refused(text, tmp_path, monk
     (tmp_path / "short.py").write_text("pass")
     with pytest.raises(SystemExit, match="holds 4 bytes of text"):
         run(tmp_path / "short.py", tmp_path / "out")
+    with pytest.raises(SystemExit, match="nowhere does not exist"):
+        run(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(SystemExit, match="--fsdp needs torchrun"):
         run(text, tmp_path / "out", "--fsdp")
+
+
+def test_a_run_goes_on_with_its_own_settings_or_not_at_all(text, tmp_path):
+    before = run(text, tmp_path)
+    for switch in (["--plain"], ["--rank", "2"], ["--act", "gelu"], ["--select", "ffn"], ["--layers", "2"], ["--muon"]):
+        with pytest.raises(SystemExit, match=rf"the run in .* has {switch[0]} .* give another --out"):
+            run(text, tmp_path, *switch)
+    assert lines(tmp_path) == before
 
 
 @pytest.mark.long
