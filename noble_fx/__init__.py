@@ -18,6 +18,7 @@ from noble_fx.explain import Explanation, explain
 from noble_fx.fold import fold
 from noble_fx.inspect import programs, sites
 from noble_fx.layers import replaced
+from noble_fx.layers.base_linears import base_linears
 from noble_fx.layers.linear import NobleLinear
 from noble_fx.layers.registry import register_layer
 from noble_fx.onnx_export.aten import export
@@ -80,6 +81,7 @@ __all__ = [
     "Site",
     "activation_names",
     "add_branches",
+    "base_linears",
     "branch_names",
     "disabled",
     "explain",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx.attach.attach import named_branches
+from noble_fx.attach.gone import told_gone
 from noble_fx.attach.restore import restored_on_error
 from noble_fx.captures.base import Examples
 from noble_fx.captures.example_inputs import rebuild
@@ -67,6 +68,8 @@ def save(model: nn.Module, folder: str | Path, overwrite: bool = False) -> Path:
 def _described(model: nn.Module) -> dict[str, Any]:
     """What the config file will say, without the weights' extra state."""
     branches = named_branches(model)
+    if gone := told_gone(model):
+        raise CheckpointError(f"load would ask for all branches of the settings, and {gone}")
     if not branches:
         raise CheckpointError("the model carries no branches; save a plain model with torch or safetensors")
     if any(branch.folded for branch in branches.values()):

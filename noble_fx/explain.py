@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
+from noble_fx.attach.gone import told_gone
 from noble_fx.branches.base import Branch
 from noble_fx.captures.base import Examples
 from noble_fx.captures.table import captured
@@ -121,14 +122,14 @@ def explain(model: nn.Module | str | Path) -> Explanation:
         return _of_file(model)
     branches = named_branches(model)
     mine = {id(p) for branch in branches.values() for p in branch.parameters()}
-    listed = sites(model)
+    listed, gone = sites(model), told_gone(model)
     programs, without = known_programs(model, Examples()) if branches else ((), None)
     counted = [(id(p) in mine, p.numel()) for p in model.parameters()]
     return Explanation(
         model=type(model).__name__,
         sites=listed,
         programs=programs,
-        settings=_settings(branches) | _notes(model) | _without_graph(without),
+        settings=_settings(branches) | ({"gone": gone} if gone else {}) | _notes(model) | _without_graph(without),
         base_params=sum(n for ours, n in counted if not ours),
         branch_params=sum(n for ours, n in counted if ours),
         no_kernels=_no_kernels(model, listed),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from noble_fx.attach.attach import attach, carriers, detach, named_branches
 from noble_fx.attach.draw import base_tensors, build_branches, draw_base
+from noble_fx.attach.gone import forget_choice, made_choice, note_choice
 from noble_fx.attach.model_config import note
 from noble_fx.attach.restore import Before, restored_on_error, unchanged
 from noble_fx.attach.switched_off import is_off, switched_off, without_branch
@@ -32,7 +33,7 @@ from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, ConfigError, NobleError, Refusal, check_flag, shown
 from noble_fx.layers.linear import Augmented
 from noble_fx.ops.cuda import why_no_kernel
-from noble_fx.sites.site import Choice, Site
+from noble_fx.sites.site import Site
 from noble_fx.torch_versions import forget_compiled
 from noble_fx.wrappers import own_name
 
@@ -123,7 +124,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Build all branches, then put them in; on whatever is raised, an interrupt included, the model is as it was."""
     dynamo.register()
     branches = {site.fqn: build_branches(model, site, plan.config) for site in plan.selected}
-    choice = Choice(plan.sites)
+    choice = made_choice(model, plan.sites)
     for site_branches in branches.values():
         for branch in site_branches:
             branch.choice = choice
@@ -131,7 +132,9 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         require_kernels(branches)
     forget_compiled()
     with restored_on_error(model) as before:
-        return _put_in(model, plan, branches, before)
+        result = _put_in(model, plan, branches, before)
+        note_choice(result, choice)
+    return result
 
 
 def _put_in(model: nn.Module, plan: Plan, branches: dict[str, list[Branch]], before: Before) -> nn.Module:
@@ -203,6 +206,8 @@ def remove(model: nn.Module) -> nn.Module:
     Raises `ConfigError` if there are none, and inside `disabled`, which could not put back what it set aside.
     """
     branches = named_branches(model)
+    if not branches and forget_choice(model):  # another tool has taken them along; the user takes note of it
+        return model
     if not branches:
         raise ConfigError("the model carries no branches, so there is nothing to remove")
     if any(map(is_off, branches.values())):
@@ -211,6 +216,7 @@ def remove(model: nn.Module) -> nn.Module:
     forget_compiled()
     with restored_on_error(model):
         _take_out(model)
+        forget_choice(model)
         note(model)
     return model
 

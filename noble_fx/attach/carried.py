@@ -13,6 +13,7 @@ from torch import nn
 
 from noble_fx.attach.attach import branch_paths
 from noble_fx.branches.base import Branch
+from noble_fx.layers.registry import beside_foreign
 from noble_fx.sites.layer_maps import LinearMap
 from noble_fx.sites.site import Choice, Site
 
@@ -96,8 +97,15 @@ def _carried(model: nn.Module, site: Site, branches: list[Branch]) -> Site:
         action=branch.action,
         reason=(branch.site.reason if branch.site is not None else BY_HAND) + _bypassed(model, site, parameters),
         params=sum(parameter.numel() for parameter in parameters),
-        unfused=branch.unfused,
+        unfused=branch.unfused or _unfused_since(model, site),
     )
+
+
+def _unfused_since(model: nn.Module, site: Site) -> str:
+    """Why a layer that was one operator is so no more: another library has quantized its weight."""
+    layer = None if site.weight else module_at(model, site.fqn)
+    refusal = beside_foreign(layer) if layer is not None else None
+    return refusal.reason if refusal else ""
 
 
 def _bypassed(model: nn.Module, site: Site, parameters: Iterable[nn.Parameter]) -> str:

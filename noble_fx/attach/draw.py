@@ -11,6 +11,7 @@ from noble_fx.branches.drawing import drawing
 from noble_fx.branches.kinds import branch_class
 from noble_fx.config import NobleConfig
 from noble_fx.distributed import laid_out_like, lay_beside
+from noble_fx.layers.quantized import computing_dtype
 from noble_fx.layers.registry import bias_of, layout_of
 from noble_fx.sites.site import Site
 from noble_fx.wrappers import own_name
@@ -29,7 +30,7 @@ def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Br
             branch = kind(site.in_features, site.out_features, site.rank, config, site.role)
         branch.site, branch.drawn_as, branch.lacks_values = site, name, weight.is_meta
         branch.prepare(site.unfused if config.fuse else "fuse=False")
-        branch.to(device=weight.device, dtype=weight.dtype)
+        branch.to(device=weight.device, dtype=computing_dtype(model, owner, weight))
         lay_beside(branch, weight, site.layout or layout_of(owner))
         branches.append(branch.train(owner.training))
     return branches

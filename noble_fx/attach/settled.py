@@ -15,17 +15,18 @@ from typing import Any
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths
+from noble_fx.attach.gone import made_choice, note_choice
 from noble_fx.attach.model_config import note
 from noble_fx.branches.base import Branch
 from noble_fx.errors import ConfigError
-from noble_fx.sites.site import Choice, Site
+from noble_fx.sites.site import Site
 from noble_fx.wrappers import own_name
 
 
 def settle(model: nn.Module, sites: Sequence[Site]) -> None:
     """Tell every branch of `model` its site, the choice of `sites` and the settings by which they are made."""
     selected = [site for site in sites if site.selected]
-    choice, settings = Choice(tuple(sites)), exact_settings(model, selected)
+    choice, settings = made_choice(model, sites), exact_settings(model, selected)
     for site in selected:
         for path in branch_paths(site):
             branch: Any = model.get_submodule(path)
@@ -34,6 +35,7 @@ def settle(model: nn.Module, sites: Sequence[Site]) -> None:
             else:
                 branch.site = replace(site, reason=branch.site.reason)
                 branch.choice, branch.config = choice, branch.config.replace(**settings)
+    note_choice(model, choice)
     note(model)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from noble_fx.branches.base import Branch
 from noble_fx.errors import CheckpointError, printable
+from noble_fx.layers.quantized import foreign, is_frozen
 from noble_fx.wrappers import own_name
 
 # What a safetensors file can hold.
@@ -44,6 +45,9 @@ def state_to_save(model: nn.Module) -> State:
 
 def stored(model: nn.Module, named: Mapping[str, Any], gathered: bool = False) -> State:
     """The state of `model`, by own names, as a file can hold it; `gathered` is one whose ties are copies by now."""
+    for name, parameter in model.named_parameters():
+        if is_frozen(parameter):  # bitsandbytes' in a state_dict is a plain tensor of another shape
+            raise _refusal(own_name(name, model), f"{foreign(parameter)}, quantized")
     tied = {
         name: kept
         for name, kept in _tied(model).items()
@@ -95,11 +99,15 @@ def _plain(name: str, value: Tensor) -> Tensor:
     elif value.dtype not in DTYPES:
         wrong = f"of dtype {value.dtype}"
     if wrong:
-        raise CheckpointError(
-            f"{printable(name)} is {wrong}, which a safetensors file cannot hold; save the model before it is made so, "
-            "or its state_dict with torch.save"
-        )
+        raise _refusal(name, wrong)
     return value.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def _refusal(name: str, wrong: str) -> CheckpointError:
+    return CheckpointError(
+        f"{printable(name)} is {wrong}, which a safetensors file cannot hold; save the model before it is made so, "
+        "or its state_dict with torch.save"
+    )
 
 
 def _alone(tensor: Tensor, storages: set[int]) -> Tensor:

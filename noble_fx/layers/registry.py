@@ -15,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from noble_fx.errors import ConfigError, Refusal
-from noble_fx.layers import attention, conv1d, convolution, experts, linear, opaque
+from noble_fx.layers import attention, conv1d, convolution, experts, linear, opaque, quantized
 from noble_fx.layers.base import Augmented, LayerRow, class_with_branch, plain_class
 from noble_fx.layers.conv1d import Transposed
 from noble_fx.layers.probe import why_no_map
@@ -23,7 +23,7 @@ from noble_fx.layers.weights import why_unsuitable
 
 _MIXINS = {"[N, K]": Augmented, "[K, N]": Transposed}
 _ROWS: dict[type | str, LayerRow] = {
-    row.cls: row for file in (linear, conv1d, convolution, attention, experts, opaque) for row in file.ROWS
+    row.cls: row for file in (linear, conv1d, convolution, attention, experts, quantized, opaque) for row in file.ROWS
 }
 _FAMILIES = (*experts.FAMILIES, *opaque.FAMILIES)
 
@@ -198,7 +198,13 @@ def why_eager(layer: nn.Module) -> Refusal | None:
         return Refusal(f"{plain.__qualname__} has a forward of its own, beside which the branch runs")
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
         return Refusal(f"the weight of {plain.__qualname__} is computed, not a parameter")
-    return None
+    return beside_foreign(layer)
+
+
+def beside_foreign(layer: nn.Module) -> Refusal | None:
+    """Why the operator cannot stand for a layer that another library has quantized, perhaps since; or None."""
+    kind = quantized.foreign(layer._parameters.get("weight"))
+    return Refusal(f"its weight is {kind}, whose product is its own") if kind else None
 
 
 def _class_of(row: LayerRow, plain: type) -> Any:
@@ -212,5 +218,6 @@ def unsuitable_weight(layer: nn.Module) -> Refusal | None:
     """Why a branch beside this layer's weight would be a mistake (quantized, integer, an unknown class), or None."""
     weight: Any = getattr(layer, "weight", None)
     if isinstance(weight, torch.Tensor):
-        return why_unsuitable(weight)
+        refusal = why_unsuitable(weight)
+        return None if refusal and quantized.runs_beside(layer) else refusal
     return Refusal("quantized: its weight is packed") if callable(weight) else None

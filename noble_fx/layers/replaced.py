@@ -18,7 +18,8 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from noble_fx.branches.base import Branch
 from noble_fx.errors import ConfigError
-from noble_fx.layers.base import Augmented
+from noble_fx.layers.base import Augmented, plain_class
+from noble_fx.layers.quantized import is_converted, is_over
 from noble_fx.layers.registry import augmented_class, obstacle, unsuitable_weight, why_eager
 from noble_fx.layers.resized import resize, resized_outputs
 
@@ -59,7 +60,10 @@ def _keep_branch(parent: nn.Module, name: str, new: nn.Module | None) -> None:
 def _takes_the_place(old: Any, new: nn.Module) -> bool:
     """True for a layer without a branch over the very weight of `old`, and without `old` inside."""
     weight = old._parameters.get("weight")
-    if weight is None or isinstance(new, Augmented) or new._parameters.get("weight") is not weight:
+    if weight is None or isinstance(new, Augmented):
+        return False
+    theirs = new._parameters.get("weight")
+    if theirs is not weight and not is_over(theirs, weight) and not is_converted(plain_class(old), weight, theirs):
         return False
     return all(module is not old for module in new.modules())
 

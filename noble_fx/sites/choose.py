@@ -15,6 +15,8 @@ from noble_fx.sites.find import LinearMap
 from noble_fx.sites.ranks import assign_ranks
 from noble_fx.sites.site import Site
 
+_QUANTIZED = ", which is quantized and stays as it is; transform with init_base=False"
+
 
 def choose(model: nn.Module, maps: list[LinearMap], config: NobleConfig, strict: bool = True) -> tuple[Site, ...]:
     """One `Site` per map with selection, rank and reason; raises `ConfigError` where the user must decide otherwise.
@@ -60,6 +62,10 @@ def _decide(
             f"the weight of {site.fqn!r} is {linear_map.unsuitable}; a branch is trained together with its layer: "
             f"transform the model before quantizing it, or leave the layer out with exclude={re.escape(site.fqn)!r}"
         )
+    if linear_map.frozen and config.init_base:
+        if strict:
+            raise ConfigError(f"init_base=True would draw the weight of {site.fqn!r}{_QUANTIZED}")
+        return replace(site, reason=f"init_base=True would draw its weight{_QUANTIZED}")
     eager = linear_map.eager.reason if linear_map.eager else ""
     return replace(site, selected=True, reason=wanted + linear_map.note, action=action, unfused=eager)
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup
 from noble_fx.errors import Refusal
+from noble_fx.layers.quantized import foreign, is_frozen
 from noble_fx.layers.registry import describe, obstacle, unsuitable_weight, why_eager
 from noble_fx.sites.blocks import Surroundings, surroundings, with_role
 from noble_fx.sites.roles import OTHER, role_in
 from noble_fx.sites.site import Site
 
+_BESIDE = "; beside {weight}"
 _SHARED = "; its weight is shared with {others} other layer{s}, and each has a branch of its own"
 
 
@@ -31,6 +34,7 @@ class LinearMap:
     eager: Refusal | None = None  # why the operator could not run a branch here, whatever its kind
     passed_over: Refusal | None = None  # why "auto" alone leaves it out, in a repeated block too
     note: str = ""  # what a chosen one should say of itself
+    frozen: bool = False  # its weight is quantized, and nothing can be drawn into it
 
 
 def layer_maps(model: nn.Module, flow_roles: Mapping[str, str] | None = None) -> list[LinearMap]:
@@ -76,5 +80,11 @@ def _layer_map(module: nn.Module, names: tuple[str, ...], around: Surroundings) 
         refusal,
         unsuitable,
         None if refusal or unsuitable else why_eager(module),
-        note=_SHARED.format(others=others, s="s" * (others > 1)) if others > 0 else "",
+        note=_note(weight, others),
+        frozen=is_frozen(weight),
     )
+
+
+def _note(weight: Any, others: int) -> str:
+    shared = _SHARED.format(others=others, s="s" * (others > 1)) if others > 0 else ""
+    return shared + (_BESIDE.format(weight=foreign(weight)) if foreign(weight) else "")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, replace
+import weakref
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -53,6 +54,11 @@ class Choice:
     """All sites of a model as `transform` chose them; every branch that it built holds the one choice."""
 
     sites: tuple[Site, ...]
+    # The layers that the model had, in this process; a weak reference without a callback costs nobody anything.
+    layers: tuple[weakref.ref[Any], ...] = field(default=(), compare=False, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Choice:
         return self  # never changes, and a model has hundreds of branches
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"sites": self.sites}

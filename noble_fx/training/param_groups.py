@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from noble_fx.attach.gone import told_gone
 from noble_fx.branches.base import Branch
 from noble_fx.errors import ConfigError, check_flag, shown
 from noble_fx.layers.registry import linear_weights
@@ -41,7 +42,8 @@ def param_groups(
     `muon_split` makes two lists of them. Frozen parameters are left out. `print(groups)` shows a table.
     Each group has a weight decay of its own, so `weight_decay` belongs here: the optimizer's is for groups without one.
     Raises `ConfigError` when `base` holds a branch parameter, where branches or matrices cannot be told from the rest,
-    or nothing is left to train; warns where Muon would get nothing, or `base` leaves something out.
+    or nothing is left to train; warns where Muon would get nothing, where `base` leaves something out, and where another
+    tool has replaced layers with a branch since.
     """
     branches = named_branches(model)
     check_rate("lr", lr)
@@ -49,6 +51,8 @@ def param_groups(
     check_flag("muon", muon, ConfigError)
     _check_muon_lr(muon, muon_lr, base)
     _check_told_apart(model)
+    if gone := told_gone(model):
+        warnings.warn(gone, stacklevel=2)
     if any(branch.folded for branch in branches.values()):
         raise ConfigError("the model is folded for inference; train the model it was folded from")
     branch_groups: dict[tuple[str, float, float], Group] = {}

@@ -7,6 +7,7 @@ from torch import nn
 from noble_fx.attach.attach import named_branches
 from noble_fx.attach.unwrapped import check_unwrapped
 from noble_fx.errors import ConfigError, shown
+from noble_fx.layers.quantized import is_frozen
 
 WHAT = ("branches", "base", "all")
 
@@ -14,6 +15,7 @@ WHAT = ("branches", "base", "all")
 def set_trainable(model: nn.Module, what: str) -> nn.Module:
     """Let "branches", the "base" model or "all" require gradients, and nothing else; returns the model.
 
+    A weight that torchao or bitsandbytes quantized stays frozen in any case.
     Build the optimizer's groups afterwards: `param_groups` leaves out what is frozen. Raises `ConfigError` for another
     word or a model without branches, and `CaptureError` for a wrapped model.
     """
@@ -25,6 +27,6 @@ def set_trainable(model: nn.Module, what: str) -> nn.Module:
     check_unwrapped(model, "set_trainable", branches)
     of_branches = {id(parameter) for branch in branches.values() for parameter in branch.parameters()}
     for parameter in model.parameters():
-        if parameter.is_floating_point() or parameter.is_complex():
+        if (parameter.is_floating_point() or parameter.is_complex()) and not is_frozen(parameter):
             parameter.requires_grad_(what == "all" or (id(parameter) in of_branches) == (what == "branches"))
     return model

@@ -10,6 +10,7 @@ from torch import nn
 
 from noble_fx.attach.attach import attach, branch_paths, detach_site
 from noble_fx.attach.draw import base_tensors, build_branches
+from noble_fx.attach.gone import sites_gone
 from noble_fx.attach.restore import restored_on_error
 from noble_fx.attach.settled import settle
 from noble_fx.attach.unwrapped import check_unwrapped
@@ -127,15 +128,17 @@ def remove_branches(model: nn.Module, select: Any, optimizer: Any = None) -> tup
     """Take the branches of some layers out, in place, and out of `optimizer`; returns their sites.
 
     `select`: a regex on the layers' names, a list of these, "attention", "ffn", "all", or a function of a `Site`. What
-    the branches added is gone: to lose less of it, let `set_rank` shrink them. Raises `ConfigError` or `CaptureError`,
-    each with the remedy; model and optimizer are then as they were.
+    the branches added is gone: to lose less of it, let `set_rank` shrink them. A list of layers that another tool has
+    replaced, and their branches with them, is taken note of. Raises `ConfigError` or `CaptureError`, each with the
+    remedy; model and optimizer are then as they were.
     """
     optimizers = as_optimizers(optimizer)
     found = running(model)
-    going = _going(found, select)
+    going = _gone_already(found, select) or _going(found, select)
     changes = [
         change
         for site in going
+        if site.selected
         for path, branch in zip(branch_paths(site), found.branches(site), strict=True)
         for change in gone(own_name(path, found.model), branch)
     ]
@@ -143,12 +146,22 @@ def remove_branches(model: nn.Module, select: Any, optimizer: Any = None) -> tup
     forget_compiled()
     with restored_on_error(found.model), put_back_on_error(optimizers):
         for site in going:
-            detach_site(found.model, site)
+            if site.selected:
+                detach_site(found.model, site)
         keep_from_fast_path(found.model)
         out = {site.fqn for site in going}
         settle(found.model, [_without(site) if site.fqn in out else site for site in found.sites])
         apply_changes(optimizers, found.model, changes)
     return tuple(going)
+
+
+def _gone_already(found: Running, select: Any) -> list[Site]:
+    """Sites of a list of names whose branches another tool has taken along, where all of them are such."""
+    if not isinstance(select, list | tuple | set | frozenset):
+        return []
+    gone = sites_gone(found.model)
+    named = [site for site in found.sites if own_name(site.fqn, found.model) in gone and site.fqn in select]
+    return named if len(named) == len(select) else []
 
 
 def _without(site: Site) -> Site:
