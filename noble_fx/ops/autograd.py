@@ -1,4 +1,5 @@
 """Autograd and autocast of `linear` and `linear_group`: both keep x and h alone, and compute σ again in backward.
+Where neither W nor D learns, no gradient needs x, and h alone is kept (`frozen.py`).
 
 `torch.autograd.Function` takes tensors one by one, so here an operator's operands are passed in their flat order
 (`operands.py`). Double backward and `torch.func` differentiate the eager maths instead.
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from noble_fx.branches.trace import activation_program
+from noble_fx.ops import frozen
 from noble_fx.ops.operands import Operands, places
 from noble_fx.torch_versions import below_views, in_forward_ad, in_functorch, without_autocast
 
@@ -51,15 +53,27 @@ class _RecomputedFunction(torch.autograd.Function):
     def setup_context(ctx, inputs, output):
         ctx.operator, arguments, ctx.count, *flat = inputs
         ctx.key = arguments[-1]
-        ctx.mark_non_differentiable(output[-1])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*flat, output[-1])
+        ctx.frozen = frozen.is_frozen(flat, ctx.count)
+        if ctx.frozen:  # h stays a result that is differentiated, since a second backward finds x by it alone
+            ctx.save_for_backward(None, *flat[1:], output[-1])
+        else:
+            ctx.mark_non_differentiable(output[-1])
+            ctx.save_for_backward(*flat, output[-1])
 
     @staticmethod
-    def backward(ctx, *dy):
+    def backward(ctx, *given):
         *flat, h = ctx.saved_tensors
-        used = [site for site, gradient in enumerate(dy[:-1]) if gradient is not None]  # the last belongs to h
+        *dy, dh = given
+        used = [site for site, gradient in enumerate(dy) if gradient is not None]
         gradients: list[Tensor | None] = [None] * len(flat)
+        if ctx.frozen:
+            flat = frozen.without_x(flat, h, ctx.count, ctx.operator.grouped)
+        if dh is not None:
+            every = Operands.from_flat(flat, ctx.count, ctx.key)
+            of_each = dh if ctx.operator.grouped else [dh]
+            with without_autocast(h.device.type):
+                gradients = frozen.through_bottleneck(gradients, of_each, every, ctx.needs_input_grad[3:])
         if used:
             kept: Sequence[int] = range(len(flat))
             if len(used) < ctx.count:  # the others' parameters get no gradient at all, as if each were alone
@@ -69,9 +83,10 @@ class _RecomputedFunction(torch.autograd.Function):
             needs = _without(unused, [ctx.needs_input_grad[3 + place] for place in kept], len(used))
             # backward() may be called inside autocast, which would run σ's products in the low precision.
             with without_autocast(h.device.type):
-                of_used = _gradients(ctx.operator, [dy[site] for site in used], h, operands, needs)
+                of_used = _gradients(ctx.operator, [dy[site] for site in used], h, operands, needs, ctx.frozen)
             for place, gradient, need in zip(kept, of_used, needs, strict=True):
-                gradients[place] = gradient if need else None
+                if need:
+                    gradients[place] = frozen.total(gradient, gradients[place])
         return None, None, None, *gradients
 
 
@@ -86,10 +101,12 @@ def _without(unused: Sequence[int], needs: list[bool], count: int) -> list[bool]
 
 
 def _gradients(
-    operator: Recomputed, dy: list[Tensor], h: Tensor, operands: Operands[Tensor], needs: list[bool]
+    operator: Recomputed, dy: list[Tensor], h: Tensor, operands: Operands[Tensor], needs: list[bool], without_x: bool
 ) -> Sequence[Tensor | None]:
     """A gradient for each operand in the flat order; of those that `needs` denies, anything."""
     arguments = operator.arguments(operands)
+    if torch.is_grad_enabled() and without_x:
+        return frozen.differentiable(dy, list(h) if operator.grouped else [h], operands, needs)
     if torch.is_grad_enabled():  # create_graph=True
         wanted: list[Any] = [tensor for tensor, need in zip(operands.flat(), needs, strict=True) if need]
         y = operator.eager(*arguments)
