@@ -10,6 +10,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 import noble_fx
 from tests.models import loud, tiny, tokens
@@ -172,6 +173,38 @@ def test_an_average_is_that_of_every_parameter_and_can_be_saved(tmp_path):
     loaded = noble_fx.load(tiny(layers=1), noble_fx.save(average, tmp_path / "average"))
     assert torch.equal(loaded(tokens()), average(tokens()))
     assert not torch.equal(loaded(tokens()), made(tokens()))
+
+
+# --- a quantized base ------------------------------------------------------------------------------------------------
+
+
+def test_every_verb_of_training_takes_a_model_with_a_quantized_base():
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32))
+    quantize_(made, Int8WeightOnlyConfig())
+    made, x = loud(noble_fx.transform(made, rank=4, seed=0)), torch.randn(8, 32)
+    optimizer = torch.optim.AdamW(noble_fx.param_groups(made, lr=1e-3))
+    with noble_fx.watching(made) as seen:
+        made(x).square().mean().backward()
+    numbers = noble_fx.stats(made, optimizer, seen)
+    assert 0 < numbers["noble/0/share"] < 10
+    biases = torch.linalg.vector_norm(torch.cat([made[0].bias, made[2].bias])).item()
+    assert numbers["noble/total/norm/base"] == pytest.approx(biases)
+    optimizer.step()
+    assert "is finite" in str(noble_fx.find_nonfinite(made, x))
+    with torch.no_grad():
+        made[0].weight.scale.fill_(float("inf"))
+    assert "base output" in str(noble_fx.find_nonfinite(made, x))
+    made[0].weight.scale.fill_(0.01)
+    before = made(x)
+    noble_fx.set_rank(made, 6, optimizer)
+    torch.testing.assert_close(made(x), before, rtol=1e-4, atol=1e-5)
+    noble_fx.remove_branches(made, "^0$", optimizer)
+    noble_fx.add_branches(made, "^0$", optimizer=optimizer)
+    noble_fx.zero_branches(made)
+    with noble_fx.disabled(made):
+        base = made(x)
+    assert torch.equal(made(x), base)
 
 
 # --- DataParallel ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from noble_fx.distributed import whole
 from noble_fx.errors import ConfigError
+from noble_fx.layers.quantized import is_frozen
 from noble_fx.random_states import random_states_kept
 from noble_fx.training.looking.norms import floats
 from noble_fx.training.looking.observed import observed
@@ -123,7 +124,9 @@ def _in_tensors(model: nn.Module) -> Nonfinite | None:
     places(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ConfigError("the model is on the meta device and has no values; model.to_empty(...) and load it first")
-    counted = [_count(own_name(name, model), "parameter", p) for name, p in model.named_parameters()]
+    counted = [
+        _count(own_name(name, model), "parameter", p) for name, p in model.named_parameters() if not is_frozen(p)
+    ]
     for name, buffer in model.named_buffers():
         if buffer.is_floating_point():
             of_buffer = _count(own_name(name, model), "buffer", buffer)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from noble_fx.errors import ConfigError, check_flag, shown
+from noble_fx.layers.quantized import is_frozen
 from noble_fx.torch_versions import shapes_before_sharding
 from noble_fx.training.group_rates import rates_by_role, warn_of_rates
 from noble_fx.training.looking.norms import floats, norm
@@ -104,8 +105,12 @@ def _parts_of_base(model: nn.Module, sites: list[Place]) -> list[_Part]:
     gradients = [p.grad for p in base if p.grad is not None and p.requires_grad]
     return [
         *(_Part("total", "grad", BASE, gradient) for gradient in gradients),
-        *(_Part("total", "norm", BASE, p) for p in base if not p.is_meta and p.is_floating_point()),
+        *(_Part("total", "norm", BASE, p) for p in base if _is_counted(p)),
     ]
+
+
+def _is_counted(parameter: nn.Parameter) -> bool:
+    return not parameter.is_meta and parameter.is_floating_point() and not is_frozen(parameter)
 
 
 def _numbers(parts: list[_Part]) -> dict[str, dict[str, float]]:
