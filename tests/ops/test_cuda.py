@@ -18,7 +18,7 @@ from noble_fx.ops import cuda
 from noble_fx.ops.operands import Operands
 from noble_fx.runtime import autotune
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.fused_layer import TOLERANCE, arguments, check, check_group, exact_of, layer_of, near, strided, take
+from tests.fused_layer import TOLERANCE, arguments, check, check_group, eagerly, exact_of, layer_of, near, strided, take
 from tests.models import Gamma, Idle
 from tests.samples import crossed, long
 
@@ -159,6 +159,21 @@ def test_nothing_is_computed_that_nobody_needs(frozen, absent, on_cpu):
     layer(torch.randn(37, 40)).sum().backward()
     assert not absent & set(on_cpu)
     assert layer.bias.grad is not None
+
+
+@pytest.mark.parametrize("variant", [(KERNEL, KERNEL), (VENDOR, VENDOR)])
+def test_without_x_the_kernels_give_the_gradients_of_what_learns(monkeypatch, variant, on_cpu):
+    take(monkeypatch, variant)
+    layer, found = layer_of(), []
+    layer.weight.requires_grad_(False)
+    layer.noble.down.requires_grad_(False)
+    x = torch.randn(3, 11, 40, requires_grad=True)
+    wanted = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    for y in (layer(x), eagerly(layer, x)):
+        found.append(torch.autograd.grad(y.square().sum(), wanted))
+    assert "bottleneck_backward" in on_cpu
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(
