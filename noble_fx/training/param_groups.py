@@ -42,8 +42,8 @@ def param_groups(
     `muon_split` makes two lists of them. Frozen parameters are left out. `print(groups)` shows a table.
     Each group has a weight decay of its own, so `weight_decay` belongs here: the optimizer's is for groups without one.
     Raises `ConfigError` when `base` holds a branch parameter, where branches or matrices cannot be told from the rest,
-    or nothing is left to train; warns where Muon would get nothing, where `base` leaves something out, and where another
-    tool has replaced layers with a branch since.
+    or nothing is left to train; warns where Muon would get nothing, where `base` leaves something out, and where
+    another tool has replaced layers with a branch since.
     """
     branches = named_branches(model)
     check_rate("lr", lr)
