@@ -168,6 +168,8 @@ class Lowering(Tiling):
             return ()
         if held.dtype not in TRITON:
             raise KernelError(f"{node.target} computes in {held.dtype}")
+        if 0 in shape_of(node):
+            raise KernelError(f"{node.target} makes a value without channels, which no tile holds")
         if node.op == "placeholder":
             self._values[node] = Value(self._flat(node, [*map(self.axis, shape_of(node))]), held.dtype)
         elif row is not None:

@@ -75,6 +75,7 @@ class Rows(nn.Module):
         (lgamma, r"aten\.lgamma\.default is not in the lowering table"),
         (lambda rank: Rows(), "mixes rows"),
         (lambda rank: Pointwise(lambda h: h.double().sin().float()), "float64"),
+        (lambda rank: Pointwise(lambda h: torch.cat([h.sin(), h[..., :0]], -1)), "without channels"),
     ],
 )
 def test_refused_with_the_reason(act, reason):
