@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from noble_fx.errors import ConfigError, check_flag, nearest, printable, shown
@@ -236,6 +238,11 @@ def check_rank(rank: Any, name: str, budget: bool = True) -> None:
         ok = 0.0 < rank < 1.0
     if not ok:
         raise ConfigError(f"{name}={shown(rank)} is not a rank; use {forms}")
+
+
+def plain_rank(rank: Any) -> Any:
+    """An integer of any kind, such as NumPy's, as Python's own; anything else as it is."""
+    return operator.index(rank) if isinstance(rank, Integral) and not isinstance(rank, bool) else rank
 
 
 def parse_budget(rank: RankSpec) -> float | None:

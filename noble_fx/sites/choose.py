@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from torch import nn
 
@@ -18,15 +20,23 @@ from noble_fx.sites.site import Site
 _QUANTIZED = ", which is quantized and stays as it is; transform with init_base=False"
 
 
-def choose(model: nn.Module, maps: list[LinearMap], config: NobleConfig, strict: bool = True) -> tuple[Site, ...]:
+def choose(
+    model: nn.Module,
+    maps: list[LinearMap],
+    config: NobleConfig,
+    strict: bool = True,
+    taken: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Site, ...]:
     """One `Site` per map with selection, rank and reason; raises `ConfigError` where the user must decide otherwise.
 
     Without `strict` an unsuitable layer, a rank too large or an empty choice is a reason in the answer, not an error.
+    `taken` gives, by name, layers that are out of the question, with the reason.
     """
     _check_pattern(maps, config)
     has_blocks = any(entry.in_block and not entry.obstacle and not entry.against for entry in maps)
     wanted, excluded = _wanted(maps, config, has_blocks), _excluded(maps, config)
     action = branch_class(config).action
+    excluded = [taken.get(entry.site.fqn, reason) for entry, reason in zip(maps, excluded, strict=True)]
     sites = [_decide(*entry, config, strict, action, has_blocks) for entry in zip(maps, wanted, excluded, strict=True)]
     sites = assign_ranks(model, sites, config, refuse=strict and not is_group(config.select))
     if strict and not any(site.selected for site in sites):

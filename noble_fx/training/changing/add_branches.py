@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from noble_fx.attach.attach import attach, branch_paths, detach_site
+from noble_fx.attach.attach import attach, branch_paths, detach_site, named_branches
 from noble_fx.attach.draw import base_tensors, build_branches
 from noble_fx.attach.gone import sites_gone
 from noble_fx.attach.restore import restored_on_error
@@ -16,9 +16,10 @@ from noble_fx.attach.settled import settle
 from noble_fx.attach.unwrapped import check_unwrapped
 from noble_fx.branches.base import Branch
 from noble_fx.captures.flow_roles import maps_with_roles
-from noble_fx.config import NobleConfig, RankSpec, parse_budget
+from noble_fx.config import NobleConfig, RankSpec, parse_budget, plain_rank
 from noble_fx.errors import ConfigError, check_flag, nearest
 from noble_fx.sites.choose import choose, is_group
+from noble_fx.sites.find import LinearMap
 from noble_fx.sites.site import Site
 from noble_fx.torch_versions import forget_compiled
 from noble_fx.training.changing.optimizers import apply_changes, as_optimizers, check_held, put_back_on_error
@@ -42,6 +43,8 @@ def add_branches(
     """
     check_flag("zero", zero, ConfigError)
     optimizers = as_optimizers(optimizer)
+    if not named_branches(model):
+        raise ConfigError("no branch is left whose settings a new one could have; call noble_fx.transform")
     found = running(model)
     config = _settings(found)
     coming = _coming(found, config, select, rank)
@@ -87,13 +90,20 @@ def _coming(found: Running, config: NobleConfig, select: Any, rank: Any) -> list
             raise ConfigError(
                 f"select names {has!r}, which carries a branch already; noble_fx.set_rank changes its rank"
             )
-    rank = config.rank if rank is None else rank
+    rank = config.rank if rank is None else plain_rank(rank)
     if parse_budget(rank) is not None:
         raise ConfigError(f"rank={rank!r} is a budget for all branches of a model; give rank a number for the new ones")
-    asked = config.replace(select=select, rank=rank, rank_pattern=None, exclude=carried)
-    chosen = choose(found.model, maps_with_roles(found.model), asked)
+    asked = config.replace(select=select, rank=rank, rank_pattern=None, exclude=None)
+    chosen = choose(found.model, _maps(found), asked, taken=dict.fromkeys(carried, "carries a branch already"))
     listed_sites = {site.fqn for site in found.sites}
     return [site for site in chosen if site.selected and site.fqn in listed_sites]
+
+
+def _maps(found: Running) -> list[LinearMap]:
+    """The linear maps, with the roles that they had when the model was transformed: branches may hide where x goes."""
+    roles = {site.fqn: site.role for site in found.sites}
+    maps = maps_with_roles(found.model)
+    return [replace(each, site=replace(each.site, role=roles.get(each.site.fqn, each.site.role))) for each in maps]
 
 
 def _silence(built: dict[str, list[Branch]]) -> None:

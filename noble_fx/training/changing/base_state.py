@@ -38,9 +38,11 @@ def load_base_state(optimizer: Optimizer, state: Any, model: nn.Module, base: It
     old = state.state_dict() if live else state
     if not isinstance(old, Mapping) or not {"state", "param_groups"} <= old.keys():
         raise ConfigError("state must be an optimizer or its state_dict(), with 'state' and 'param_groups'")
+    remedy = ""
     if live and base is None:
         base = state.param_groups
-    parameters = _in_old_order(model, names, old, base)
+        remedy = "; of another instance of the model give the optimizer's .state_dict() instead"
+    parameters = _in_old_order(model, names, old, base, remedy)
     _check_kind(optimizer, old)
     own = optimizer.state_dict()
     positions = _positions(optimizer)
@@ -74,7 +76,7 @@ def _base_names(model: nn.Module) -> dict[int, str]:
 
 
 def _in_old_order(
-    model: nn.Module, names: Mapping[int, str], old: Any, base: Iterable[Any] | None
+    model: nn.Module, names: Mapping[int, str], old: Any, base: Iterable[Any] | None, remedy: str
 ) -> dict[Any, nn.Parameter]:
     """The base parameter behind each key of the old state."""
     by_name = {names[id(p)]: p for p in model.parameters() if id(p) in names}
@@ -100,7 +102,7 @@ def _in_old_order(
         parameter = by_name.get(own_name(each)) if isinstance(each, str) else each
         if parameter is None or id(parameter) not in names:
             what = f"{each!r}{nearest(each, by_name)}" if isinstance(each, str) else f"a tensor {list(each.shape)}"
-            raise ConfigError(f"the old optimizer held {what}, which is no parameter of the model's own")
+            raise ConfigError(f"the old optimizer held {what}, which is no parameter of the model's own{remedy}")
         found[key] = parameter
     return found
 

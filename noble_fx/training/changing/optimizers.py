@@ -78,8 +78,9 @@ def apply_changes(optimizers: Sequence[Optimizer], model: nn.Module, changes: Se
         each.param_groups[:] = groups
         if any("initial_lr" in group for group in groups) and before != [_shown(group) for group in groups]:
             warnings.warn(
-                "groups of the optimizer have come, gone or got another rate, of which a learning-rate scheduler that "
-                "was built before knows nothing; build it anew: its base rates are in the groups ('initial_lr')",
+                "The optimizer's groups have changed. A learning-rate scheduler that was built before does not know "
+                "the new ones: build it anew. Its base rates are in the groups ('initial_lr'). Within Hugging Face's "
+                "Trainer: stop, save, load the checkpoint by noble_fx.from_pretrained, and go on with a new Trainer.",
                 stacklevel=4,
             )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from noble_fx.attach.restore import restored_on_error
 from noble_fx.attach.settled import settle
 from noble_fx.branches.base import Branch
 from noble_fx.branches.channels import Resized
-from noble_fx.config import RankSpec, check_rank, check_regex, resolve_rank
+from noble_fx.config import RankSpec, check_rank, check_regex, plain_rank, resolve_rank
 from noble_fx.errors import ConfigError, Refusal, nearest
 from noble_fx.fold import more_than_its_tensors
 from noble_fx.sites.site import Site
@@ -69,14 +70,16 @@ def set_rank(
     model computes as it is: U is zero for them. Of fewer channels those stay that the result needs most for `inputs`
     (a batch for the model, or a list of batches; without, for noise), and M and U are fitted to make up for the rest.
     Call it between two steps; gradients of what is new are zero. Raises `ConfigError` or `CaptureError`, each with
-    the remedy; model and optimizer are then as they were.
+    the remedy, also for values that are not finite; model and optimizer are then as they were. A model in
+    DistributedDataParallel is refused; do not give `ddp.module`, which cannot be told from a model that is in nothing.
     """
     optimizers = as_optimizers(optimizer)
     found = running(model)
     wanted = _wanted(found, rank)
     changing = [site for site in found.selected if wanted[site.fqn] != site.rank]
     shrinking = [b for site in changing if wanted[site.fqn] < site.rank for b in found.branches(site)]
-    rows = collected(found.model, shrinking, inputs) if inputs is not None and shrinking else {}
+    _check_finite(found, shrinking)
+    rows = collected(found.model, shrinking, inputs) if inputs is not None else {}
     new = {site.fqn: _resized(found, site, wanted[site.fqn], rows) for site in changing}
     changes = _parameter_changes(found, changing, new)
     check_held(optimizers, changes)
@@ -95,9 +98,29 @@ def set_rank(
     return report
 
 
+def _check_finite(found: Running, shrinking: Sequence[Branch]) -> None:
+    """Refuse to choose among channels of a branch whose own numbers are not finite; raises `ConfigError`."""
+    going = set(map(id, shrinking))
+    for site in found.selected:
+        for path, branch in zip(branch_paths(site), found.branches(site), strict=True):
+            name = _not_finite(branch) if id(branch) in going else ""
+            if name:
+                raise ConfigError(
+                    f"{own_name(path, found.model)}.{name} has values that are not finite, so nobody can tell which "
+                    "channels to keep; load a checkpoint, or draw branches anew by noble_fx.reset_branches(model)"
+                )
+
+
+def _not_finite(branch: Branch) -> str:
+    """The first parameter of a branch that holds a NaN or an infinity, or ""."""
+    named = (each for each in branch.named_parameters() if not each[1].is_meta)
+    return next((name for name, parameter in named if not parameter.isfinite().all()), "")
+
+
 def _wanted(found: Running, rank: Any) -> dict[str, int]:
     """The rank of every site with a branch; raises `ConfigError` for what is none, or does not fit."""
     if isinstance(rank, Mapping):
+        rank = {pattern: plain_rank(value) for pattern, value in rank.items()}
         for pattern, value in rank.items():
             check_regex(pattern, "rank")
             check_rank(value, f"rank[{pattern!r}]", budget=False)
@@ -105,6 +128,7 @@ def _wanted(found: Running, rank: Any) -> dict[str, int]:
             if not any(site.matches(pattern) for site in found.selected):
                 raise ConfigError(f"rank {pattern!r} matches no layer with a branch{nearest(pattern, names)}")
     else:
+        rank = plain_rank(rank)
         check_rank(rank, "rank", budget=False)
     return {site.fqn: _rank_of(site, rank) for site in found.selected}
 
@@ -133,7 +157,14 @@ def _resized(found: Running, site: Site, rank: int, rows: Mapping[int, Tensor]) 
 
 def _resized_branch(name: str, old: Branch, rank: int, rows: Tensor | None) -> Resized:
     """The new branch as its place wants it; raises `ConfigError` where there is none."""
+    if rows is not None and not rows.isfinite().all():
+        raise ConfigError(
+            f"the inputs give non-finite values at site {name!r}; leave out rows with NaN or infinities, or see where "
+            "they come from by noble_fx.find_nonfinite(model, ...)"
+        )
     answer = _answer(old, rank, rows)
+    if isinstance(answer, Resized) and rank < old.rank and (_not_finite(answer.branch) or not isfinite(answer.error)):
+        answer = Refusal("what is fitted to its values is not finite: they are too large for their dtype")
     if isinstance(answer, Refusal):
         raise ConfigError(f"the branch at {name!r} cannot go from rank {old.rank} to {rank}: {answer.reason}")
     new = answer.branch

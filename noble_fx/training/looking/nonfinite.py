@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from noble_fx.distributed import whole
-from noble_fx.errors import ConfigError
+from noble_fx.errors import ConfigError, printable
 from noble_fx.layers.quantized import is_frozen
 from noble_fx.random_states import random_states_kept
 from noble_fx.training.looking.norms import floats
@@ -21,13 +21,17 @@ from noble_fx.training.looking.observer import Call
 from noble_fx.training.looking.places import places
 from noble_fx.wrappers import own_name
 
+_MODEL, _OWN_INPUT = "the model", "own input"
+
 
 @dataclass(frozen=True)
 class Nonfinite:
     """What `find_nonfinite` found: false where all was finite, and as text a sentence that names the place."""
 
     place: str = ""  # the site, or the name of a parameter or buffer
-    part: str = ""  # parameter, buffer, input, base output, h, σ, branch, output, result, gradient
+    part: str = (
+        ""  # parameter, buffer, own input (of the model), input, base output, h, σ, branch, output, result, gradient
+    )
     nans: int = 0
     infinities: int = 0
     numbers: int = 0  # how many there are
@@ -40,7 +44,8 @@ class Nonfinite:
         if not self:
             return self.remark
         counted = f"{self.nans} NaN and {self.infinities} infinite of {self.numbers} numbers"
-        return f"{self.place}: its {self.part} has {counted}; {self.remark}"
+        whose = f"{_MODEL}'s" if self.place == _MODEL else f"{self.place}: its"
+        return f"{whose} {self.part} has {counted}; {self.remark}"
 
 
 class _Counted(NamedTuple):
@@ -57,16 +62,25 @@ class _Counted(NamedTuple):
 def find_nonfinite(model: nn.Module, *args: Any, **kwargs: Any) -> Nonfinite:
     """The first tensor that is not finite when `model(*args, **kwargs)` runs; `print` shows a sentence.
 
-    Looked at in this order: parameters, then the forward site by site (input, base output, h, σ, branch, output), its
-    result, and the gradients that are there. The model runs without gradients in the mode that it is in; buffers and
-    random generators are put back. Of a sharded model every rank must call it. Raises `ConfigError` as `watching` does,
-    and on the meta device.
+    Looked at in this order: parameters, the model's own inputs, the forward site by site (input, base output, h, σ,
+    branch, output), its result, and the gradients that are there. The model runs without gradients in the mode that it
+    is in; buffers and random generators are put back. Of a sharded model every rank must call it. Raises `ConfigError`
+    as `watching` does, on the meta device, and where forward fails on a dictionary.
     """
     if found := _in_tensors(model):
         return found
     calls = _Calls()
     with random_states_kept(), _buffers_kept(model), torch.no_grad(), observed(model, calls.note):
-        calls.finish(model(*args, **kwargs))
+        calls.begin(args, kwargs)
+        try:
+            calls.finish(model(*args, **kwargs))
+        except Exception as error:
+            if any(isinstance(argument, Mapping) for argument in args):
+                raise ConfigError(
+                    f"forward cannot run on this ({type(error).__name__}: {printable(error)}); pass a dictionary of "
+                    "inputs as find_nonfinite(model, **batch)"
+                ) from error
+            raise
     return calls.first() or _in_gradients(model, calls.order) or Nonfinite()
 
 
@@ -90,7 +104,16 @@ class _Calls:
 
     def __init__(self) -> None:
         self.counted: list[_Counted] = []
+        self.inputs: list[_Counted] = []
         self.order: list[str] = []
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count what the model is given; an infinity may be one of a mask, and is blamed for what comes of it alone."""
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                counted = _count(_MODEL, _OWN_INPUT, leaf)
+                self.inputs.append(counted)
+                self.counted.append(counted._replace(infinities=torch.zeros_like(counted.infinities)))
 
     def note(self, call: Call) -> None:
         stages = [] if call.x.is_nested else call.stages()
@@ -102,15 +125,19 @@ class _Calls:
         """Count what the model gave; an infinity is one of its masks, unless it is the loss."""
         for leaf in pytree.tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
-                counted = _count("the model", "result", leaf, len(self.order))
+                counted = _count(_MODEL, "result", leaf, len(self.order))
                 none = torch.zeros_like(counted.infinities)
                 self.counted.append(counted if leaf.ndim == 0 else counted._replace(infinities=none))
 
     def first(self) -> Nonfinite | None:
         found = next(_not_finite(self.counted), None)
+        if found is not None and found.part in (_OWN_INPUT, "input") and not found.call:
+            found = next(_not_finite(self.inputs), found)
         return None if found is None else _named(found, self._remark(found))
 
     def _remark(self, found: _Counted) -> str:
+        if found.part == _OWN_INPUT:
+            return "every parameter is finite: look at what makes the batch"
         if found.part in ("input", "result"):
             after = f"after {self.order[found.call - 1]}" if found.call else "before the first of them"
             return f"every site before is finite, so it happened {after}, outside of any site"

@@ -52,6 +52,8 @@ def stats(model: nn.Module, optimizer: Any = None, seen: Seen | None = None, per
     check_flag("per_site", per_site, ConfigError)
     if not (seen is None or isinstance(seen, Seen)):
         raise ConfigError(f"seen={shown(seen)} must be what `with noble_fx.watching(model) as seen:` gives")
+    if seen is not None and not seen.is_of(model):
+        raise ConfigError("seen is of another model; give stats the model that noble_fx.watching was given")
     sites = places(model)
     _check_values(model, sites)
     numbers = _numbers([*_parts_of_branches(sites), *_parts_of_base(model, sites)])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from noble_fx.tables import as_text, number, table
 from noble_fx.training.looking.norms import floats, norm
 from noble_fx.training.looking.observed import observed
 from noble_fx.training.looking.observer import Call
+from noble_fx.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 class Seen:
     """What `watching` saw: of each site |branch(x)| and |y|, over every call and row; `print(seen)` shows a table."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self._model = None if model is None else weakref.ref(unwrapped(model))
         self._norms: dict[str, tuple[Tensor, Tensor]] = {}
         self._calls: dict[str, int] = {}
 
@@ -36,6 +39,13 @@ class Seen:
     def share(self) -> float:
         """The same of all sites together; NaN where none ran."""
         return _ratio(self._floats().values())
+
+    def is_of(self, model: nn.Module) -> bool:
+        """Whether it was this model, wrapped or not, that was watched; also where that is not known any more."""
+        return self._model is None or self._model() is unwrapped(model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_model": None}  # a copy in another process has no model to know
 
     def note(self, call: Call) -> None:
         """Add one call of a site."""
@@ -73,7 +83,7 @@ def watching(model: nn.Module) -> Iterator[Seen]:
     is as it was. Ranks see what they ran themselves. Raises `ConfigError` without branches, for a model that is watched
     already, and for `DataParallel`; warns where no branch ran.
     """
-    seen = Seen()
+    seen = Seen(model)
     with observed(model, seen.note):
         yield seen
     if not seen._norms:

@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -145,3 +146,27 @@ def test_what_cannot_be_removed(select, message):
     with pytest.raises(ConfigError, match=message):
         noble_fx.remove_branches(model, select, optimizer)
     assert memory(model, optimizer) == before
+
+
+def two_layers():
+    torch.manual_seed(0)
+    return noble_fx.transform(nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)), rank=4, seed=0)
+
+
+def test_where_all_carry_one_and_where_none_is_left():
+    model = two_layers()
+    with pytest.raises(ConfigError, match="2 × carries a branch already"):
+        noble_fx.add_branches(model, "all")
+    noble_fx.remove_branches(model, "all")
+    with pytest.raises(ConfigError, match="no branch is left whose settings a new one could have"):
+        noble_fx.add_branches(model, "all")
+
+
+def test_a_site_comes_back_by_the_role_that_it_had():
+    model = two_layers()
+    before = {site.fqn: site.role for site in noble_fx.sites(model)}
+    noble_fx.remove_branches(model, "^0$")
+    assert [(site.fqn, site.role) for site in noble_fx.add_branches(model, "ffn", rank=np.int64(2))] == [
+        ("0", before["0"])
+    ]
+    assert {site.fqn: site.role for site in noble_fx.sites(model)} == before

@@ -96,6 +96,9 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ConfigError, match=message):
             noble_fx.load_base_state(new, wrong, model, base)
         assert not new.state
+    elsewhere = torch.optim.AdamW(other.parameters())
+    with pytest.raises(ConfigError, match=r"another instance of the model give the optimizer's .state_dict\(\)"):
+        noble_fx.load_base_state(new, elsewhere, model)
     with pytest.raises(ConfigError, match=r"must be a torch.optim.Optimizer"):
         noble_fx.load_base_state(model, state, model)
     with pytest.raises(ConfigError, match="learns and is in no group"):

@@ -37,3 +37,22 @@ def test_many_rows_are_thinned_out_and_what_was_not_reached_is_not_there():
 def test_what_is_no_batch():
     with pytest.raises(ConfigError, match="must be a tensor, a tuple"):
         collected(transformed(), [], 3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ([], r"inputs=\[\] holds no batch"),
+        (tokens()[:0], "inputs hold no row"),
+        ([{"idx": tokens()[:0]}, ()], "inputs hold no row"),
+        (iter([tokens()]), r"of a loader give list\(loader\)"),
+        (torch.utils.data.DataLoader(tokens()), r"of a loader give list\(loader\)"),
+        ([tokens(), {"ids": tokens()}], r"cannot run on inputs\[1\]: TypeError: .*'ids'"),
+        (torch.full((1, 5), 10**6), "cannot run on inputs: IndexError"),
+    ],
+)
+def test_inputs_that_say_nothing_or_do_not_fit(inputs, message):
+    model = transformed().train()
+    with pytest.raises(ConfigError, match=message):
+        collected(model, [model.blocks[0].fc1.noble], inputs)
+    assert all(module.training and not module._forward_pre_hooks for module in model.modules())

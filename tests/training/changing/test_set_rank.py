@@ -1,6 +1,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -179,7 +180,7 @@ def test_a_scheduler_is_built_anew_from_the_groups():
     for _ in range(3):
         optimizer.step()
         schedule.step()
-    with pytest.warns(UserWarning, match="build it anew"):
+    with pytest.warns(UserWarning, match=r"build it anew.*Trainer: stop, save"):
         noble_fx.set_rank(model, {"fc1": 8}, optimizer)
     again = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda at: 1 / (1 + at), last_epoch=schedule.last_epoch - 1)
     for group in optimizer.param_groups:
@@ -299,3 +300,45 @@ def test_branches_built_by_hand():
     noble_fx.set_rank(model, 5)
     assert torch.allclose(model(torch.ones(1, 8).double()), before, atol=1e-12)
     assert model[0].noble.config.rank == 5
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["inputs", "U"])
+def test_values_that_are_not_finite_are_refused(value, where):
+    torch.manual_seed(0)
+    model = noble_fx.transform(nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32)), rank=4, seed=0)
+    optimizer = torch.optim.AdamW(noble_fx.param_groups(model, 1e-3))
+    x = torch.randn(8, 32)
+    model(x).square().mean().backward()
+    optimizer.step()
+    with torch.no_grad():
+        (x if where == "inputs" else model[0].noble.up)[3, 1] = value
+    message = "the inputs give non-finite values at site '0'" if where == "inputs" else "^0.noble.up has values"
+    before, groups = copy.deepcopy(model.state_dict()), list(optimizer.param_groups)
+    parameters = list(model.parameters())
+    with pytest.raises(ConfigError, match=message):
+        noble_fx.set_rank(model, 2, optimizer, inputs=x)
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+    assert all(one is other for one, other in zip(optimizer.param_groups, groups, strict=True))
+    assert set(optimizer.state) == set(parameters)
+
+
+def test_a_fit_that_overflows_is_refused():
+    model = noble_fx.transform(tiny(), rank=4, seed=0)
+    with torch.no_grad():
+        model.blocks[0].fc1.noble.up.fill_(3e38)
+    with pytest.raises(ConfigError, match=r"'blocks.0.fc1' cannot go from rank 4 to 2: .*not finite"):
+        noble_fx.set_rank(model, 2)
+
+
+def test_an_integer_of_numpy_is_a_rank():
+    model = transformed()
+    noble_fx.set_rank(model, np.int64(6))
+    noble_fx.set_rank(model, {"fc1": np.int32(3)})
+    ranks = {name: branch.rank for name, branch in named_branches(model).items()}
+    assert {rank for name, rank in ranks.items() if "fc1" not in name} == {6}
+    assert type(ranks["blocks.0.fc1"]) is int
+    assert ranks["blocks.0.fc1"] == 3
+    with pytest.raises(ConfigError, match="is not a rank"):
+        noble_fx.set_rank(model, True)

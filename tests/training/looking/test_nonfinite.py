@@ -143,3 +143,48 @@ def test_a_sharded_model():
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ConfigError, match=message):
         noble_fx.find_nonfinite(make(), tokens())
+
+
+class Rows(nn.Module):
+    """A model of rows, with an additive mask that it may be given."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x, mask=None):
+        return self.two(self.one(x) if mask is None else (self.one(x) + mask).softmax(-1))
+
+
+@pytest.mark.parametrize(("value", "nans"), [(torch.nan, 1), (torch.inf, 0)])
+def test_the_models_own_input(value, nans):
+    model = noble_fx.transform(Rows(), rank=2, seed=0)
+    x = torch.ones(4, 8)
+    x[2, 3] = value
+    found = noble_fx.find_nonfinite(model, x)
+    assert (found.place, found.part, found.nans, found.infinities) == ("the model", "own input", nans, 1 - nans)
+    assert str(found).startswith(f"the model's own input has {nans} NaN and {1 - nans} infinite of 32 numbers; ")
+    assert noble_fx.find_nonfinite(model, x=x) == found
+
+
+def test_a_mask_is_blamed_for_nothing():
+    model, mask = noble_fx.transform(Rows(), rank=2, seed=0), torch.zeros(8)
+    mask[3:] = -torch.inf
+    assert not noble_fx.find_nonfinite(model, torch.ones(4, 8), mask)
+    inflate("one.noble.down")(model)
+    assert noble_fx.find_nonfinite(model, torch.ones(4, 8), mask).place == "one"
+
+
+def test_a_dictionary_that_forward_does_not_take():
+    model = noble_fx.transform(Rows(), rank=2, seed=0)
+    with pytest.raises(ConfigError, match=r"pass a dictionary of inputs as find_nonfinite\(model, \*\*batch\)"):
+        noble_fx.find_nonfinite(model, {"x": torch.ones(4, 8)})
+    with pytest.raises(RuntimeError, match="shapes"):
+        noble_fx.find_nonfinite(model, torch.ones(4, 7))
+    taking = noble_fx.transform(Dictionary(), rank=2, seed=0)
+    assert not noble_fx.find_nonfinite(taking, {"x": torch.ones(4, 8)})
+
+
+class Dictionary(Rows):
+    def forward(self, batch):
+        return super().forward(batch["x"])

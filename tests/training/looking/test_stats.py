@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import warnings
 
 import pytest
@@ -198,3 +199,13 @@ def test_rates_whose_ratios_were_lost_are_warned_of_once():
 def test_what_cannot_be_is_refused(make, settings, message):
     with pytest.raises(ConfigError, match=message):
         noble_fx.stats(make(), **settings)
+
+
+def test_shares_of_another_model_are_refused():
+    model, other = transformed("modules"), transformed("modules")
+    seen = stepped(model)
+    with pytest.raises(ConfigError, match=r"seen is of another model; give stats the model that noble_fx.watching"):
+        noble_fx.stats(other, seen=seen)
+    for same in (model, torch.compile(model)):
+        assert noble_fx.stats(same, seen=seen)["noble/total/share"] == seen.share
+    assert pickle.loads(pickle.dumps(seen)).shares == seen.shares
