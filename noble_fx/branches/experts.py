@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,14 @@ class StackedBranches(nn.ModuleList):
     x [S, K] -> [S, N].
     """
 
+    def __init__(self, branches: Iterable[nn.Module] = ()):
+        super().__init__(branches)
+        _keep_out_of_graphs()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _keep_out_of_graphs()
+
     @property
     def enabled(self) -> bool:
         """Off only inside `noble_fx.disabled`."""
@@ -51,7 +60,6 @@ class StackedBranches(nn.ModuleList):
             return self._masked(x, groups.experts)
         return self._one_by_one(x, groups.experts)
 
-    @torch.compiler.disable
     def _one_by_one(self, x: Tensor, experts: Tensor) -> Tensor:
         """Each branch over the rows of its own expert; an expert without rows is not run."""
         ordered, order = torch.sort(experts)
@@ -69,6 +77,13 @@ class StackedBranches(nn.ModuleList):
             mine = (experts == e).unsqueeze(-1)
             y = y + torch.where(mine, branch(torch.where(mine, x, 0)), 0)
         return y
+
+
+@functools.cache
+def _keep_out_of_graphs() -> None:
+    """Let Dynamo leave `_one_by_one` alone; to say so imports Dynamo, so it is said where there are experts."""
+    apart: Any = torch.compiler.disable(StackedBranches._one_by_one)
+    StackedBranches._one_by_one = apart  # type: ignore[method-assign]
 
 
 class ExpertBranches(StackedBranches):
