@@ -5,15 +5,21 @@ class NobleTrainer(NobleTrainerMixin, Trainer): ...
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
 
 from noble_fx.attach.attach import named_branches
-from noble_fx.errors import ConfigError
+from noble_fx.attach.model_config import KEY, is_pretrained
+from noble_fx.errors import ConfigError, shown
 from noble_fx.training.mixup import warn_of_mixup
 from noble_fx.training.param_groups import param_groups
+
+
+_OF_A_START = ("seed", "init_base", "fuse", "capture")  # which a checkpoint's tensors are no others for
 
 
 class NobleTrainerMixin:
@@ -36,6 +42,12 @@ class NobleTrainerMixin:
             )
 
     optimizer: Optimizer | None
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; raises `ConfigError` where the checkpoint is of a model with other branches."""
+        if resume_from_checkpoint:
+            _check_same_branches(self.model, resume_from_checkpoint, self.args.output_dir)
+        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's optimizer, whose groups are `param_groups`' from now on; one that was given stays as it is."""
@@ -76,3 +88,31 @@ def _warn_of_equal_rates(optimizer: Any, model: Any) -> None:
             "noble_fx.param_groups(model, lr), or let the Trainer make it",
             stacklevel=4,
         )
+
+
+def _check_same_branches(model: Any, asked: Any, output: str) -> None:
+    """Compare the settings in a checkpoint's config with the model's; what has no config is left to the Trainer."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = get_last_checkpoint(output) if asked is True and Path(output).is_dir() else asked
+    file = Path(str(folder)) / "config.json"
+    if not is_pretrained(model) or not file.is_file():
+        return
+    own = getattr(model.config, KEY, None)
+    written = json.loads(file.read_text(encoding="utf-8")).get(KEY)
+    own = None if own is None else json.loads(json.dumps(own))  # tuples are lists in a file
+    if written == own:
+        return
+    if written is None or own is None:
+        which = "no branches, and the model has some" if written is None else "branches, and the model has none"
+    else:
+        differ = [n for n in {**own, **written} if n not in _OF_A_START and own.get(n) != written.get(n)]
+        if not differ:
+            return
+        which = "branches of other settings: " + ", ".join(
+            f"{name} {shown(written.get(name))}, not {shown(own.get(name))}" for name in differ
+        )
+    raise ConfigError(
+        f"the checkpoint {folder} has {which}. Go on with the model that it holds, by "
+        "noble_fx.from_pretrained(cls, checkpoint), or begin anew without resume_from_checkpoint"
+    )

@@ -107,3 +107,19 @@ def test_a_given_optimizer_without_multipliers_is_warned_of(tmp_path):
     given = trainer(tmp_path, model=model, optimizers=(torch.optim.AdamW(model.parameters()), None))
     with pytest.warns(UserWarning, match="branches in groups without their multipliers"):
         given.create_optimizer()
+
+
+def test_a_checkpoint_of_other_branches_is_not_gone_on_with(tmp_path):
+    trainer(tmp_path / "run", steps=2, model=noble_fx.transform(llama(), rank=4, seed=0)).train()
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    for settings, message in (
+        ({"rank": 2, "seed": 0}, r"other settings: rank 4, not 2. Go on with .*from_pretrained"),
+        ({"rank": 4, "seed": 0, "act": "gelu"}, r"act 'cosnet', not 'gelu'"),
+    ):
+        other = trainer(tmp_path / "run", model=noble_fx.transform(llama(), **settings))
+        with pytest.raises(ConfigError, match=message):
+            other.train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(ConfigError, match="has branches, and the model has none"):
+        trainer(tmp_path / "run", model=llama()).train(resume_from_checkpoint=True)
+    again = noble_fx.from_pretrained(transformers.LlamaForCausalLM, checkpoint)
+    trainer(tmp_path / "run", model=again).train(resume_from_checkpoint=checkpoint)
