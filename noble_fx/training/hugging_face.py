@@ -18,7 +18,6 @@ from noble_fx.errors import ConfigError, shown
 from noble_fx.training.mixup import warn_of_mixup
 from noble_fx.training.param_groups import param_groups
 
-
 _OF_A_START = ("seed", "init_base", "fuse", "capture")  # which a checkpoint's tensors are no others for
 
 
