@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import inspect
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ from noble_fx.errors import ConfigError, NobleError, printable
 from noble_fx.explain import site_table
 from noble_fx.onnx_export.export import STAGES
 
+PIPE_WIDTH = 200  # columns, of what is no terminal
 _DTYPES = {
     name: getattr(torch, name)
     for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
@@ -158,7 +160,7 @@ def _sites(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps([site.to_dict() for site in sites], indent=2, ensure_ascii=False))
     else:
-        Console().print(site_table(sites))
+        _console().print(site_table(sites))
 
 
 def _explain(args: argparse.Namespace) -> None:
@@ -185,7 +187,7 @@ def _kernels(args: argparse.Namespace) -> None:
         kernels = kernels.only(args.kernel)
     if args.write:
         kernels.write(args.write)
-    console = Console()
+    console = _console()
     if args.target:
         console.print(kernels)
         console.print(resource_table(kernels.compile(args.target), args.target))
@@ -211,7 +213,7 @@ def _export(args: argparse.Namespace) -> None:
     else:
         inputs = (examples, named) if args.capture == "export" else (None, None)
         model = noble_fx.transform(model, example_inputs=inputs[0], example_kwargs=inputs[1], **_settings(args))
-    console = Console()
+    console = _console()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bar = Progress(*columns, console=console, transient=True)
     with bar:
@@ -275,6 +277,11 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
+def _console() -> Console:
+    """The terminal, at its width; a pipe has none, and names in it are to be found whole."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
 def build_model(spec: str, device: str = "meta") -> nn.Module:
     """The model of `package.module:factory` or `hf:CONFIG.json`, on `device`; raises `ConfigError`."""
     with torch.device(device):
@@ -292,10 +299,23 @@ def build_model(spec: str, device: str = "meta") -> nn.Module:
             raise ConfigError(f"module {module_name!r} has no {factory_name!r}") from None
         finally:
             sys.path.remove(os.getcwd())
-        model = factory()
+        model = _made(factory, spec)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{spec} gave {type(model).__name__}, not an nn.Module")
     return model
+
+
+def _made(factory: Any, spec: str) -> Any:
+    """What the factory gives; raises `ConfigError` where it wants arguments, which a command line has none for."""
+    try:
+        inspect.signature(factory).bind()
+    except TypeError as error:
+        raise ConfigError(
+            f"{spec} cannot be called without arguments ({error}); write a function that makes the model, and give that"
+        ) from None
+    except ValueError:  # a builtin that does not say what it takes
+        pass
+    return factory()
 
 
 def _from_hugging_face(path: Path) -> nn.Module:

@@ -45,6 +45,24 @@ def test_sites_of_a_factory(capsys):
     assert "an output head" in out
 
 
+def test_names_are_whole_in_a_pipe(capsys):
+    cli.main(["sites", "tests.test_cli:deep", "--rank", "2", "--select", "all"])
+    assert (
+        "a_module_of_a_long_name.another_module_of_a_long_name.a_third_module_of_a_long_name" in capsys.readouterr().out
+    )
+
+
+def deep():
+    from torch import nn
+
+    model = nn.Linear(8, 8)
+    for name in ("a_third_module_of_a_long_name", "another_module_of_a_long_name", "a_module_of_a_long_name"):
+        holder = nn.Module()
+        holder.add_module(name, model)
+        model = holder
+    return model
+
+
 def test_an_error_is_never_markup(capsys):
     assert cli.main(["sites", "tests.models:[/red]\x1b[31m:smile:"]) == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -70,6 +88,10 @@ def test_explain_with_a_budget(capsys, config):
     [
         (["sites", "nowhere"], "must be package.module:factory or hf:CONFIG.json"),
         (["sites", "no.such.module:make"], "cannot import 'no.such.module'"),
+        (
+            ["sites", "examples.train_gpt:GPT"],
+            "cannot be called without arguments (missing a required argument: 'width')",
+        ),
         (["sites", "tests.models:nothing"], "has no 'nothing'"),
         (["sites", "tests.test_cli:not_a_model"], "gave int, not an nn.Module"),
         (["sites", "hf:nowhere.json"], "is not a Hugging Face config: there is no such file"),
