@@ -292,7 +292,8 @@ def formula(acts: Sequence[nn.Module], numbers: Numbers, used: Sequence[int]) ->
         h = F.linear(leaves["x"], own["noble.down"], own.get("noble.down_bias"))
         state = {name.removeprefix("noble.act."): leaf for name, leaf in own.items() if ".act." in name}
         t = torch.func.functional_call(act, state, (h,))
-        y = F.linear(leaves["x"], own["weight"], own.get("bias")) + F.linear(t, own["noble.up"])
+        plain = F.linear(leaves["x"], own["weight"], own.get("bias"))
+        y = plain + F.linear(t, own["noble.up"]).reshape(plain.shape)  # a row [1, r] of σ's makes h [r] two axes
         results[f"{at} y"] = y.detach()
         if at in used:
             loss = loss + (y * numbers[f"{at} dy"]).sum()
