@@ -145,6 +145,8 @@ class Renamed(noble_fx.NobleBranch):
     def reset_parameters(self):
         nn.init.normal_(self.up)
         nn.init.normal_(self.down)
+        if self.down_bias is not None:
+            nn.init.normal_(self.down_bias)
 
 
 def test_a_kind_says_which_of_its_tensors_are_the_operands():
