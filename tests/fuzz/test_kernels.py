@@ -322,8 +322,7 @@ def compare(found: Numbers, truth: Numbers, moved: Sequence[Numbers], low: torch
         if size > LARGEST:
             return "too large"
         error = (mine.double() - wanted).abs().max().item()
-        # What is zero in the formula (a norm of one channel) is a difference of numbers that `low` rounds.
-        assert error <= 8 * noise + 4 * ROUNDED[low] * size + max(1e-6, 0.01 * ROUNDED[low]), (
+        assert error <= 8 * noise + 4 * ROUNDED[low] * size + 1e-6, (
             f"{name}: error {error:.3g} of {size:.3g}, {noise:.3g}"
         )
     return "compared"
