@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -41,7 +42,7 @@ def unseen() -> bool:
     return in_backward() or in_transform() or leaves_this_process()
 
 
-class Observer:
+class Observer(ABC):
     """Stands in the place of the method `name` of a module, on the object."""
 
     def __init__(self, module: nn.Module, name: str):
@@ -50,8 +51,9 @@ class Observer:
         self.__wrapped__ = self.run  # so that its signature is seen
         self.before = vars(module).get(name)
 
+    @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
+        """What the method gives, told of on the way."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise ConfigError("the model is being watched, and a copy would tell of it for good; copy it outside")
