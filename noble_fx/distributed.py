@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from noble_fx.torch_versions import PLAIN_TENSORS
+from noble_fx.torch_state import PLAIN_TENSORS
 
 
 def is_distributed(tensor: Tensor) -> bool:

@@ -16,7 +16,7 @@ from noble_fx.captures.base import Examples
 from noble_fx.captures.table import captured
 from noble_fx.errors import Refusal
 from noble_fx.inspect import known_programs, sites
-from noble_fx.ops.cuda import why_no_kernel
+from noble_fx.ops.available import why_no_kernel
 from noble_fx.passes.history import Program
 from noble_fx.sites.from_file import read_account, sites_of
 from noble_fx.sites.site import Site

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from noble_fx.torch_versions import is_exporting
+from noble_fx.torch_state import is_exporting
 
 _OWN = threading.local()
 

@@ -12,53 +12,41 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch._decomp import get_decompositions
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
-from torch._subclasses import FakeTensor, FakeTensorMode
-from torch._subclasses.functional_tensor import FunctionalTensor
+from torch._subclasses import FakeTensorMode
 from torch.fx.node import _get_qualified_name as qualified_name
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from noble_fx.errors import ConfigError
 from noble_fx.wrappers import wrapper
 
 __all__ = [
     "ABOUT_SHAPES",
-    "PLAIN_TENSORS",
     "RELEASE",
     "HigherOrderOperator",
     "Inductor",
     "OpOverload",
     "OpOverloadPacket",
     "TorchDispatchMode",
-    "autocast_is_on",
-    "below_views",
     "decides_on_values",
     "decompositions",
     "forget_compiled",
     "graph_pass",
-    "in_backward",
-    "in_forward_ad",
-    "in_functorch",
-    "in_transform",
     "inductor",
     "is_compiled",
-    "is_exporting",
-    "is_fake",
     "merge_equal_nodes",
     "onnx_library_read_once",
-    "outside_modes",
     "qualified_name",
     "shapes_before_sharding",
     "tf32_products",
     "tracers_of_this_thread",
     "unknown_sizes",
-    "without_autocast",
 ]
 
 RELEASE: tuple[int, int] = tuple(map(int, torch.__version__.split(".")[:2]))  # type: ignore[assignment]
@@ -77,47 +65,6 @@ _ABOUT_VALUES = ("GuardOnDataDependentSymNode", "DataDependentOutputException", 
 def decides_on_values(error: BaseException) -> bool:
     """Whether an error of torch.export's is about Python code that decides on the values of a tensor."""
     return type(error).__name__ in _ABOUT_VALUES or "data-dependent" in str(error)
-
-
-# What the operator takes: plain tensors, and those that PyTorch's own tracers put in their place. Any other class has
-# a say of its own about what is done with it.
-PLAIN_TENSORS = frozenset((Tensor, nn.Parameter, FakeTensor, FunctionalTensor))
-
-
-def in_transform() -> bool:
-    """Whether functions are being transformed (torch.func, forward-mode AD, a TorchScript trace), rather than run."""
-    return in_functorch() or in_forward_ad() or torch._C._get_tracing_state() is not None
-
-
-def in_functorch() -> bool:
-    """Whether a transform of torch.func (vmap, grad, jvp) is running, which has no rule for an operator with a backward
-    of its own; there is no public question for it."""
-    return bool(torch._C._are_functorch_transforms_active())
-
-
-def in_forward_ad() -> bool:
-    """Whether a level of forward-mode AD is open; there is no public question for it."""
-    return int(torch.autograd.forward_ad._current_level) >= 0
-
-
-def in_backward() -> bool:
-    """Whether this thread runs a backward: a forward in it is an activation checkpoint's second one."""
-    return bool(torch._C._current_graph_task_id() != -1)
-
-
-def outside_modes() -> AbstractContextManager[Any]:
-    """Inside, no dispatch mode sees what is computed: a FLOP counter, a selective checkpoint that counts operators."""
-    return _disable_current_modes()
-
-
-def is_fake(tensor: Any) -> bool:
-    """Whether it is a tensor without values, of a tracer's or of the meta device."""
-    return isinstance(tensor, FakeTensor | FunctionalTensor) or tensor.is_meta
-
-
-def below_views() -> AbstractContextManager[None]:
-    """Inside, an operator's autograd rule calls the operator without coming back to itself, and no view is noted."""
-    return torch._C._AutoDispatchBelowADInplaceOrView()
 
 
 class UnknownSizes(NamedTuple):
@@ -156,30 +103,6 @@ def _holds(expression: Any, sizes: list[torch.SymInt]) -> bool:
     symbols = [size.node.expr for size in sizes]
     tried = itertools.product(range(1, 9), repeat=len(symbols))
     return all(expression.subs(dict(zip(symbols, values, strict=True))) == True for values in tried)  # noqa: E712
-
-
-# Dynamo of torch 2.11 cannot ask torch for it.
-_HAS_AUTOCAST = {device: torch.amp.is_autocast_available(device) for device in ("cpu", "cuda", "xpu", "mps", "meta")}
-
-
-def _has_autocast(device: str) -> bool:
-    known = _HAS_AUTOCAST.get(device)
-    return torch.amp.is_autocast_available(device) if known is None else known
-
-
-def autocast_is_on(device: str) -> bool:
-    """Whether autocast is on for a type of device; asking for one that has none, as meta, raises in torch."""
-    return _has_autocast(device) and torch.is_autocast_enabled(device)
-
-
-def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """Inside, autocast is off for a type of device, which may be one that has none."""
-    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
-
-
-def is_exporting() -> bool:
-    """Whether torch.export is tracing; of `torch.compiler.is_exporting` Dynamo says so in every compile (2.11)."""
-    return torch.compiler._is_exporting_flag
 
 
 class _OnThread:

@@ -32,7 +32,7 @@ from noble_fx.captures.table import asked, captured
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, ConfigError, NobleError, Refusal, check_flag, shown
 from noble_fx.layers.linear import Augmented
-from noble_fx.ops.cuda import why_no_kernel
+from noble_fx.ops.available import why_no_kernel
 from noble_fx.sites.site import Site
 from noble_fx.torch_versions import forget_compiled
 from noble_fx.wrappers import own_name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,15 +12,55 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx import NobleLinear, schema
+from noble_fx.ops import available, cuda, direct, routes
 from noble_fx.ops.operands import Operands
+from noble_fx.runtime import autotune, execute
 from noble_fx.runtime.autotune import Variant
 from noble_fx.runtime.layer_kernels import LayerKernels
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
+@contextmanager
+def launches_noted() -> Iterator[list[str]]:
+    """The names of the kernels that are launched meanwhile; what was resolved and refused before is forgotten."""
+    launched: list[str] = []
+
+    def noted(plan, kernel, rows, arguments):
+        launched.append(kernel.name)
+        return start(plan, kernel, rows, arguments)
+
+    start = execute.start
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "start", noted)
+        patch.setattr(available, "_refused", {})
+        patch.setenv("NOBLE_FX_TUNE", "0")
+        forget()
+        yield launched
+    forget()
+
+
+def forget() -> None:
+    """Nothing is resolved, nothing measured."""
+    routes.forget()
+    autotune.forget()
+
+
+@contextmanager
+def kernels_on_cpu(cache: Path) -> Iterator[list[str]]:
+    """CPU tensors take the CUDA side's code, under Triton's interpreter; yields the kernels that were launched."""
+    with pytest.MonkeyPatch.context() as patch, torch.library._scoped_library("noble_fx", "IMPL") as library:
+        patch.setenv("NOBLE_FX_CACHE", str(cache))
+        patch.setattr(available, "gpu_of", lambda device: available.Gpu("interpreter", 1 << 16))
+        patch.setitem(direct.IMPLEMENTATIONS, "cpu", direct.IMPLEMENTATIONS["cuda"])
+        cuda.register(library, "CPU")
+        with launches_noted() as launched:
+            yield launched
+
+
 def take(monkeypatch: pytest.MonkeyPatch, variant: Variant) -> None:
-    """Every choice is this variant: of the product, and of the branch's weight gradients."""
+    """Every choice from now on is this variant: of the product, and of the branch's weight gradients."""
+    routes.forget()
     monkeypatch.setattr(LayerKernels, "forward_variants", lambda self: ([variant[:1]], variant[:1]))
     monkeypatch.setattr(LayerKernels, "backward_variants", lambda self, needs: ([variant], variant))
 

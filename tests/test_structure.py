@@ -19,6 +19,7 @@ ROOMS = [
         "random_states",
         "schema",
         "tables",
+        "torch_state",
         "torch_versions",
         "tracing_lock",
         "wrappers",

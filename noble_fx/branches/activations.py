@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from noble_fx.branches.drawing import has_values
 from noble_fx.config import NoblePreset
 from noble_fx.errors import ConfigError, nearest, printable, shown
-from noble_fx.torch_versions import autocast_is_on, without_autocast
+from noble_fx.torch_state import autocast_is_on, without_autocast
 
 Factory = Callable[[int], nn.Module]
 

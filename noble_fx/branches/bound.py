@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.modules import module as torch_module
 
-from noble_fx.torch_versions import PLAIN_TENSORS
+from noble_fx.torch_state import PLAIN_TENSORS
 
 Table = Mapping[str, Any]
 

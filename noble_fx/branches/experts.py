@@ -13,7 +13,7 @@ from noble_fx.branches.base import Branch
 from noble_fx.branches.grouped import Dense, Groups, Sorted, ends, sorted_rows, taken
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.branches.stacked_sigma import alike, evaluate_all, is_changed, same_tensors
-from noble_fx.torch_versions import in_transform, is_exporting
+from noble_fx.torch_state import in_transform, is_exporting
 
 _OWN = ("down", "down_bias", "up", "up_bias")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from noble_fx.exporting import leaves_this_process
 from noble_fx.schema import GROUPED_PRODUCT
-from noble_fx.torch_versions import PLAIN_TENSORS, in_transform, is_exporting
+from noble_fx.torch_state import PLAIN_TENSORS, in_transform, is_exporting
 
 
 class Groups(ABC):

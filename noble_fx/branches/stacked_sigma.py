@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from noble_fx.branches.activations import Cosine, Gate, Mixer, ScaleShift, Signed
 from noble_fx.branches.folded import Cos
 from noble_fx.branches.grouped import Groups
-from noble_fx.torch_versions import PLAIN_TENSORS, autocast_is_on, without_autocast
+from noble_fx.torch_state import PLAIN_TENSORS, autocast_is_on, without_autocast
 
 # Parts without tensors, and the settings that they must have in common.
 _POINTWISE: dict[type, tuple[str, ...]] = {

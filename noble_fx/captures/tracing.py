@@ -28,7 +28,8 @@ from noble_fx.captures.base import Declined
 from noble_fx.captures.meta_copy import copy_over, meta_copy, to_meta
 from noble_fx.captures.watch import Watch
 from noble_fx.random_states import undisturbed
-from noble_fx.torch_versions import TorchDispatchMode, autocast_is_on
+from noble_fx.torch_state import autocast_is_on
+from noble_fx.torch_versions import TorchDispatchMode
 from noble_fx.tracing_lock import tracing
 
 _NOT_THE_MODELS = (

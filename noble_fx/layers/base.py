@@ -22,7 +22,7 @@ from noble_fx.branches.base import Branch
 from noble_fx.distributed import is_distributed
 from noble_fx.errors import CaptureError, Refusal
 from noble_fx.layers.fused import fused_call
-from noble_fx.torch_versions import autocast_is_on
+from noble_fx.torch_state import autocast_is_on
 
 
 class Augmented:

@@ -23,7 +23,7 @@ from noble_fx.distributed import is_distributed
 from noble_fx.errors import CaptureError, Refusal
 from noble_fx.layers.base import Augmented, LayerRow, class_with_branch, plain_class
 from noble_fx.layers.experts_probe import why_another_maths
-from noble_fx.torch_versions import autocast_is_on, without_autocast
+from noble_fx.torch_state import autocast_is_on, without_autocast
 
 EAGER = "stacked experts, computed together"
 PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from noble_fx.errors import Refusal
 from noble_fx.random_states import random_states_kept
-from noble_fx.torch_versions import without_autocast
+from noble_fx.torch_state import without_autocast
 
 EXPERTS, HIDDEN, INNER = 4, 8, 6
 _KNOWN: dict[Any, Refusal | None] = {}  # by class and settings

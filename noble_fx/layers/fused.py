@@ -16,8 +16,8 @@ from noble_fx.branches.base import Branch
 from noble_fx.branches.bound import read
 from noble_fx.distributed import is_distributed
 from noble_fx.exporting import leaves_this_process
-from noble_fx.schema import LINEAR
-from noble_fx.torch_versions import PLAIN_TENSORS, in_transform
+from noble_fx.schema import LINEAR, call
+from noble_fx.torch_state import PLAIN_TENSORS, in_transform
 
 
 def fused_call(layer: Any, branch: Branch, x: Any) -> Tensor | None:
@@ -40,7 +40,7 @@ def fused_call(layer: Any, branch: Branch, x: Any) -> Tensor | None:
     down, down_bias, up, up_bias, *act = operands
     if up_bias is not None:
         bias = up_bias if bias is None else bias + up_bias
-    y: Tensor = LINEAR(x, weight, bias, down, down_bias, up, act, branch.key)
+    y: Tensor = call(LINEAR, x, weight, bias, down, down_bias, up, act, branch.key)
     return y
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from noble_fx.errors import Refusal
-from noble_fx.torch_versions import PLAIN_TENSORS
+from noble_fx.torch_state import PLAIN_TENSORS
 
 _TRAINED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _WITHOUT_VALUES = (UninitializedParameter, UninitializedBuffer)  # a lazy layer's: its layer says so

@@ -17,8 +17,9 @@ from torch.utils import _pytree as pytree
 
 from noble_fx.branches.trace import activation_program
 from noble_fx.ops import frozen
+from noble_fx.ops.direct import flat_of_group, flat_of_linear, implementation
 from noble_fx.ops.operands import Operands, places
-from noble_fx.torch_versions import below_views, in_forward_ad, in_functorch, without_autocast
+from noble_fx.torch_state import below_views, in_forward_ad, in_functorch, without_autocast
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,32 @@ class Recomputed:
     eager: Callable[..., Any]
     grouped: bool
 
-    def read(self, arguments: Sequence[Any]) -> Operands[Tensor]:
-        """The operands among the operator's arguments."""
-        return Operands.of_group(*arguments) if self.grouped else Operands.of_linear(*arguments)
+    def flat(self, arguments: Sequence[Any]) -> list[Any]:
+        """The operands among the operator's arguments, in the flat order."""
+        return flat_of_group(arguments) if self.grouped else flat_of_linear(arguments)
+
+    def count(self, arguments: Sequence[Any]) -> int:
+        """How many sites there are."""
+        return len(arguments[1]) if self.grouped else 1
+
+    def run(self, flat: Sequence[Any], count: int, act_key: str) -> list[Any]:
+        """y of each site, and h: by the device's implementation, through the dispatcher where that has more to do."""
+        if own := implementation(flat):
+            return own.forward(flat, count, act_key, True)
+        with below_views():
+            y, h = self.forward(*self.arguments(Operands.from_flat(flat, count, act_key)))
+        return [*y, h] if self.grouped else [y, h]
+
+    def run_backward(
+        self, dy: Sequence[Any], h: Tensor, flat: list[Any], count: int, act_key: str, needs: list[bool]
+    ) -> list[Tensor | None]:
+        """A gradient for each operand in the flat order; None where `needs` says no."""
+        if own := implementation([*dy, *flat]):
+            return own.backward(dy, h, flat, count, act_key, needs)
+        operands: Operands[Any] = Operands.from_flat(flat, count, act_key)
+        x, weight, _, down, _, up, act, key = self.arguments(operands)
+        found = self.backward(list(dy) if self.grouped else dy[0], x, h, weight, down, up, act, key, needs)
+        return [gradient if need else None for gradient, need in zip(found, needs, strict=True)]
 
     def arguments(self, operands: Operands[Tensor]) -> tuple[Any, ...]:
         """The operator's arguments; the inverse of `read`."""
@@ -41,53 +65,55 @@ class Recomputed:
 
 
 class _RecomputedFunction(torch.autograd.Function):
+    # Not by `setup_context`, which costs twice as much; `torch.func`, which asks for it, never comes here.
     @staticmethod
-    def forward(operator: Recomputed, arguments: Sequence[Any], count: int, *flat: Any) -> tuple[Tensor, ...]:
-        # Without a note of views: y may be one of the product's, and a view that a function returns cannot be changed
-        # in place, as the result of nn.Linear can. `flat` is the same tensors as `arguments`, where autograd sees them.
-        with below_views():
-            y, h = operator.forward(*arguments)
-        return (*y, h) if operator.grouped else (y, h)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.operator, arguments, ctx.count, *flat = inputs
-        ctx.key = arguments[-1]
+    def forward(ctx, operator: Recomputed, act_key: str, count: int, *flat: Any) -> Any:
+        *y, h = operator.run(flat, count, act_key)
+        ctx.operator, ctx.act_key, ctx.count = operator, act_key, count
         ctx.set_materialize_grads(False)
-        ctx.frozen = frozen.is_frozen(flat, ctx.count)
-        if ctx.frozen:  # h stays a result that is differentiated, since a second backward finds x by it alone
-            ctx.save_for_backward(None, *flat[1:], output[-1])
-        else:
-            ctx.mark_non_differentiable(output[-1])
-            ctx.save_for_backward(*flat, output[-1])
+        ctx.frozen = frozen.is_frozen(flat, count)
+        if ctx.frozen:  # h is a result that is differentiated, since a second backward finds x by it alone
+            ctx.save_for_backward(None, *flat[1:], h)
+            return (*y, h)
+        ctx.save_for_backward(*flat, h)
+        return tuple(y) if operator.grouped else y[0]
 
     @staticmethod
-    def backward(ctx, *given):
+    def backward(ctx, *dy):
         *flat, h = ctx.saved_tensors
-        *dy, dh = given
-        used = [site for site, gradient in enumerate(dy) if gradient is not None]
-        gradients: list[Tensor | None] = [None] * len(flat)
-        if ctx.frozen:
-            flat = frozen.without_x(flat, h, ctx.count, ctx.operator.grouped)
+        # backward() may be called inside autocast, which would run σ's products in the low precision.
+        with without_autocast(h.device.type):
+            return None, None, None, *_backward(ctx, dy, flat, h)
+
+
+def _backward(ctx: Any, given: Sequence[Tensor | None], flat: list[Any], h: Tensor) -> list[Tensor | None]:
+    """A gradient for each operand in the flat order, from those of y and, where x is not kept, of h."""
+    operator, act_key, count, needs = ctx.operator, ctx.act_key, ctx.count, list(ctx.needs_input_grad[3:])
+    of_sites: Any
+    unused = activation_program(act_key, int(h.shape[-1]), h.dtype).unused
+    if not ctx.frozen and all(gradient is not None for gradient in given):
+        return _gradients(operator, given, h, flat, count, act_key, _without(unused, needs, count), False)
+    gradients: list[Tensor | None] = [None] * len(flat)
+    if ctx.frozen:
+        *given, dh = given
+        flat = frozen.without_x(flat, h, count, operator.grouped)
         if dh is not None:
-            every = Operands.from_flat(flat, ctx.count, ctx.key)
-            of_each = dh if ctx.operator.grouped else [dh]
-            with without_autocast(h.device.type):
-                gradients = frozen.through_bottleneck(gradients, of_each, every, ctx.needs_input_grad[3:])
-        if used:
-            kept: Sequence[int] = range(len(flat))
-            if len(used) < ctx.count:  # the others' parameters get no gradient at all, as if each were alone
-                h, kept = h[used], places(len(flat), ctx.count, used)
-            operands = Operands.from_flat([flat[place] for place in kept], len(used), ctx.key)
-            unused = activation_program(ctx.key, int(h.shape[-1]), h.dtype).unused
-            needs = _without(unused, [ctx.needs_input_grad[3 + place] for place in kept], len(used))
-            # backward() may be called inside autocast, which would run σ's products in the low precision.
-            with without_autocast(h.device.type):
-                of_used = _gradients(ctx.operator, [dy[site] for site in used], h, operands, needs, ctx.frozen)
-            for place, gradient, need in zip(kept, of_used, needs, strict=True):
-                if need:
-                    gradients[place] = frozen.total(gradient, gradients[place])
-        return None, None, None, *gradients
+            every = Operands.from_flat(flat, count, act_key)
+            of_sites = dh if operator.grouped else [dh]
+            gradients = frozen.through_bottleneck(gradients, of_sites, every, needs)
+    used = [site for site, gradient in enumerate(given) if gradient is not None]
+    if not used:
+        return gradients
+    kept: Sequence[int] = range(len(flat))
+    if len(used) < count:  # the others' parameters get no gradient at all, as if each were alone
+        h, kept = h[used], places(len(flat), count, used)
+    wanted = _without(unused, [needs[place] for place in kept], len(used))
+    dy, operands = [given[site] for site in used], [flat[place] for place in kept]
+    of_used = _gradients(operator, dy, h, operands, len(used), act_key, wanted, ctx.frozen)
+    for place, gradient, need in zip(kept, of_used, wanted, strict=True):
+        if need:
+            gradients[place] = frozen.total(gradient, gradients[place])
+    return gradients
 
 
 def _without(unused: Sequence[int], needs: list[bool], count: int) -> list[bool]:
@@ -101,20 +127,25 @@ def _without(unused: Sequence[int], needs: list[bool], count: int) -> list[bool]
 
 
 def _gradients(
-    operator: Recomputed, dy: list[Tensor], h: Tensor, operands: Operands[Tensor], needs: list[bool], without_x: bool
-) -> Sequence[Tensor | None]:
-    """A gradient for each operand in the flat order; of those that `needs` denies, anything."""
-    arguments = operator.arguments(operands)
-    if torch.is_grad_enabled() and without_x:
-        return frozen.differentiable(dy, list(h) if operator.grouped else [h], operands, needs)
-    if torch.is_grad_enabled():  # create_graph=True
-        wanted: list[Any] = [tensor for tensor, need in zip(operands.flat(), needs, strict=True) if need]
-        y = operator.eager(*arguments)
-        gradients = iter(torch.autograd.grad(y, wanted, dy if operator.grouped else dy[0], create_graph=True))
-        return [next(gradients) if need else None for need in needs]
-    x, weight, _, down, _, up, act, key = arguments
-    answer: list[Tensor] = operator.backward(dy if operator.grouped else dy[0], x, h, weight, down, up, act, key, needs)
-    return answer
+    operator: Recomputed,
+    dy: Sequence[Any],
+    h: Tensor,
+    flat: list[Any],
+    count: int,
+    act_key: str,
+    needs: list[bool],
+    without_x: bool,
+) -> list[Tensor | None]:
+    """A gradient for each operand in the flat order; None where `needs` says no."""
+    if not torch.is_grad_enabled():
+        return operator.run_backward(dy, h, flat, count, act_key, needs)
+    operands: Operands[Any] = Operands.from_flat(flat, count, act_key)  # create_graph=True
+    if without_x:
+        return list(frozen.differentiable(dy, list(h) if operator.grouped else [h], operands, needs))
+    wanted: list[Any] = [tensor for tensor, need in zip(flat, needs, strict=True) if need]
+    y = operator.eager(*operator.arguments(operands))
+    gradients = iter(torch.autograd.grad(y, wanted, list(dy) if operator.grouped else dy[0], create_graph=True))
+    return [next(gradients) if need else None for need in needs]
 
 
 def autograd_rule(operator: Recomputed) -> Callable[..., Any]:
@@ -123,14 +154,18 @@ def autograd_rule(operator: Recomputed) -> Callable[..., Any]:
     def rule(*arguments: Any) -> Any:
         if in_functorch() or in_forward_ad():
             return operator.eager(*arguments)
-        if torch.is_grad_enabled():
-            operands = operator.read(arguments)
-            flat = operands.flat()
-            if any(tensor is not None and tensor.requires_grad for tensor in flat):
-                y = _RecomputedFunction.apply(operator, arguments, len(operands.sites), *flat)[:-1]
-                return list(y) if operator.grouped else y[0]
-        with below_views():
-            return operator.call(*arguments)
+        flat = operator.flat(arguments)
+        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in flat):
+            count = operator.count(arguments)
+            y = _RecomputedFunction.apply(operator, arguments[-1], count, *flat)
+            return list(y[:count]) if operator.grouped else y if isinstance(y, Tensor) else y[0]
+        own = implementation(flat)
+        if own is None:
+            with below_views():
+                return operator.call(*arguments)
+        count = operator.count(arguments)
+        y = own.forward(flat, count, arguments[-1], False)
+        return y[:count] if operator.grouped else y[0]
 
     return rule
 

@@ -21,8 +21,8 @@ from noble_fx.ops.operands import Operands, SiteOperands
 
 def is_frozen(flat: Sequence[Any], count: int) -> bool:
     """Whether no W and no D among these operands, in the flat order of `count` sites, wants a gradient."""
-    sites = Operands.from_flat(flat, count).sites
-    return not any(site.weight.requires_grad or site.down.requires_grad for site in sites)
+    matrices = (*flat[1 : count + 1], *flat[2 * count + 1 : 3 * count + 1])
+    return not any(matrix.requires_grad for matrix in matrices)
 
 
 def without_x(flat: Sequence[Any], h: Tensor, count: int, grouped: bool) -> list[Any]:

@@ -27,7 +27,7 @@ from noble_fx.branches import trace
 from noble_fx.branches.trace import ActivationProgram, activation_program
 from noble_fx.ops.autograd import Recomputed, autocast_rule, autograd_rule, vmap_rule
 from noble_fx.ops.operands import Operands, SiteOperands
-from noble_fx.schema import library
+from noble_fx.schema import LINEAR, RULES, library
 
 _ops = torch.ops.noble_fx
 
@@ -112,7 +112,7 @@ def backward(
 ) -> list[Tensor]:
     """One gradient for each operand in the flat order, by PyTorch operators; an empty tensor where `needs` says no."""
     operands = Operands.of_linear(x, weight, None, down, None, up, act, act_key)
-    return present(gradients(dy, h, operands, Operands.from_flat(needs, 1)), dy)
+    return present(gradients(dy, h, operands, Operands.from_flat(needs, 1)).flat(), dy)
 
 
 def gradients(
@@ -148,9 +148,9 @@ def rows_of(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-def present(gradients: Operands[Tensor | None], like: Tensor) -> list[Tensor]:
-    """The gradients in the flat order, with an empty tensor for each None: an operator's results cannot be absent."""
-    return [like.new_empty(0) if gradient is None else gradient for gradient in gradients.flat()]
+def present(gradients: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """The gradients, with an empty tensor for each None: an operator's results cannot be absent."""
+    return [like.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
 # Written in PyTorch operators, so right on every device.
@@ -186,7 +186,8 @@ def empty_gradients(operands: Operands[Tensor], needs: Sequence[bool]) -> list[T
 
 
 _LINEAR = Recomputed(_ops.linear, _ops.linear_forward, _ops.linear_backward, eager_linear, grouped=False)
-library.impl("linear", autograd_rule(_LINEAR), "Autograd")
+RULES[LINEAR] = autograd_rule(_LINEAR)
+library.impl("linear", RULES[LINEAR], "Autograd")
 library.impl("linear", autocast_rule(_LINEAR, "cpu"), "AutocastCPU")
 library.impl("linear", autocast_rule(_LINEAR, "cuda"), "AutocastCUDA")
 torch.library.register_vmap("noble_fx::linear", vmap_rule(_LINEAR), lib=library)

@@ -28,7 +28,7 @@ from noble_fx.ops.linear import (
     wide_dtype,
 )
 from noble_fx.ops.operands import Operands
-from noble_fx.schema import library
+from noble_fx.schema import LINEAR_GROUP, RULES, library
 
 _ops = torch.ops.noble_fx
 
@@ -64,12 +64,18 @@ def backward(
 ) -> list[Tensor]:
     """One gradient for each operand in the flat order, by PyTorch operators; an empty tensor where `needs` says no."""
     operands = Operands.of_group(x, weight, [], down, [], up, act, act_key)
-    wanted = Operands.from_flat(needs, len(weight))
+    return present(gradients_of_sites(dy, h, operands, Operands.from_flat(needs, len(weight))).flat(), x)
+
+
+def gradients_of_sites(
+    dy: Sequence[Tensor], h: Tensor, operands: Operands[Tensor], wanted: Operands[bool]
+) -> Operands[Tensor | None]:
+    """The gradients of all sites; dx is their sum. None where not wanted."""
     dx, of_sites = None, []
     for dy_i, h_i, alone, alone_wanted in zip(dy, h, operands.split(), wanted.split(), strict=True):
         of_sites.append(gradients(dy_i, h_i, alone, alone_wanted, dx))
         dx = of_sites[-1].x  # the sum so far
-    return present(Operands(dx, Operands.join(of_sites).sites), x)
+    return Operands(dx, Operands.join(of_sites).sites)
 
 
 # Written in PyTorch operators, so right on every device.
@@ -98,7 +104,8 @@ def _backward_fake(dy, x, h, weight, down, up, act, act_key, needs):
 _GROUP = Recomputed(
     _ops.linear_group, _ops.linear_group_forward, _ops.linear_group_backward, eager_linear_group, grouped=True
 )
-library.impl("linear_group", autograd_rule(_GROUP), "Autograd")
+RULES[LINEAR_GROUP] = autograd_rule(_GROUP)
+library.impl("linear_group", RULES[LINEAR_GROUP], "Autograd")
 library.impl("linear_group", autocast_rule(_GROUP, "cpu"), "AutocastCPU")
 library.impl("linear_group", autocast_rule(_GROUP, "cuda"), "AutocastCUDA")
 torch.library.register_vmap("noble_fx::linear_group", vmap_rule(_GROUP), lib=library)

@@ -54,6 +54,11 @@ def choose(
     return variant
 
 
+def is_final(question: str, variants: Sequence[Variant]) -> bool:
+    """Whether `choose` will answer so for good; a default is taken only until something may be measured."""
+    return len(variants) == 1 or question in _answers
+
+
 def answers() -> dict[str, Variant]:
     """Every question that this process has an answer to."""
     return dict(_answers)

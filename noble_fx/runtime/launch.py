@@ -1,4 +1,4 @@
-"""One launch of a generated kernel: tensors and numbers bound to its arguments by name, its file loaded, its grid.
+"""One launch of a generated kernel: its file loaded, its arguments in order, its grid; which refusals are no faults.
 
 x_ptr             the tensor "x"
 weight_stride_0   the stride of the tensor "weight" along axis 0
@@ -7,7 +7,7 @@ rows, programs    numbers
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,22 +22,30 @@ from noble_fx.runtime.load import load_kernel
 
 
 def launch(plan: Plan, kernel: Kernel, rows: int, tensors: Mapping[str, Tensor], **numbers: int) -> None:
-    """Run `kernel` over `rows` rows, on the current stream of the tensors' device; does nothing for no rows.
+    """Run `kernel` over `rows` rows, its arguments bound by their names; does nothing for no rows.
 
-    Raises `KernelError` for an argument that nothing is bound to, and for a kernel that cannot run there; an error of
-    the GPU itself stays what it is.
+    Raises as `start` does, and `KernelError` for an argument that nothing is bound to.
     """
-    if not rows:
-        return
+    if rows:
+        values = [_value(argument.name, kernel, tensors, {"rows": rows, **numbers}) for argument in kernel.arguments]
+        start(plan, kernel, rows, values)
+
+
+def start(plan: Plan, kernel: Kernel, rows: int, arguments: Sequence[Any]) -> Any:
+    """Run `kernel` over `rows` rows on the current stream of its tensors' device; what Triton compiled, if it did.
+
+    Raises `KernelError` for a kernel that cannot run there; an error of the GPU itself stays what it is.
+    """
     function = load_kernel(plan, kernel)
-    arguments = [_value(argument.name, kernel, tensors, {"rows": rows, **numbers}) for argument in kernel.arguments]
-    options = {"num_warps": kernel.warps, "num_stages": kernel.stages, "enable_fp_fusion": FP_FUSION}
+    device = next(argument for argument in arguments if isinstance(argument, Tensor)).device
     # Triton launches on the current device, which need not be the tensors'.
-    with (
-        torch.cuda.device_of(next(argument for argument in arguments if isinstance(argument, Tensor))),
-        _refusals(kernel),
-    ):
-        function[(kernel.programs(rows),)](*arguments, **options)
+    with torch.cuda.device(device if device.type == "cuda" else -1), _refusals(kernel, device):
+        return function[(kernel.programs(rows),)](*arguments, **options_of(kernel))
+
+
+def options_of(kernel: Kernel) -> dict[str, Any]:
+    """How a kernel is compiled."""
+    return {"num_warps": kernel.warps, "num_stages": kernel.stages, "enable_fp_fusion": FP_FUSION}
 
 
 # What says that the device or its memory is in trouble, not that a kernel cannot be made: after an illegal address
@@ -47,7 +55,7 @@ _BY_THE_DRIVER = "Triton Error ["  # how Triton's launchers begin what a driver 
 
 
 @contextmanager
-def _refusals(kernel: Kernel) -> Iterator[None]:
+def _refusals(kernel: Kernel, device: torch.device) -> Iterator[None]:
     """Turns whatever Triton raises where it cannot compile a kernel, interpret it, or fit it in, into a `KernelError`.
 
     Triton has many words for that (its own errors, those of LLVM, ptxas and the C compiler, failed assertions), so what
@@ -58,10 +66,22 @@ def _refusals(kernel: Kernel) -> Iterator[None]:
     except _OF_THE_DEVICE:
         raise
     except Exception as problem:
-        if _BY_THE_DRIVER in str(problem):
+        if _BY_THE_DRIVER in str(problem) and not _still_works(device):
             raise
         words, *_ = [*str(getattr(problem, "error_message", None) or problem).strip().splitlines(), ""]
         raise KernelError(f"{kernel.name} cannot run here: {type(problem).__name__}: {words}") from problem
+
+
+def _still_works(device: torch.device) -> bool:
+    """Whether the device answers after a driver refused a kernel: a binary for another GPU, too many registers, an old
+    driver. After an illegal address it does not, and while a graph is captured it may not be asked."""
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:
+        return False
+    return True
 
 
 def _value(name: str, kernel: Kernel, tensors: Mapping[str, Tensor], numbers: Mapping[str, int]) -> Any:

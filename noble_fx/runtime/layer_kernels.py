@@ -1,4 +1,4 @@
-"""One layer by generated kernels, or several that read the same x: forward and backward, every variant that is right.
+"""One layer by generated kernels, or several that read the same x: what forward and backward do, in every variant.
 
     forward    bottleneck_forward              x -> h, t = σ(h)
                linear_up_forward               y = x Wᵀ + b + t Uᵀ           or the vendor's GEMM, then y += t Uᵀ
@@ -15,13 +15,12 @@ kernels give them: "x", "weight", "act_phase", and with a number behind them whe
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product as combinations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from noble_fx.codegen.cache import plan_name
 from noble_fx.codegen.generate import generate
@@ -31,7 +30,7 @@ from noble_fx.codegen.kernels.stages import Gemm, Stage, backward_steps
 from noble_fx.codegen.plan import Layer, Plan, make_plan
 from noble_fx.codegen.sigma.in_kernel import activation, tensor_name
 from noble_fx.runtime.autotune import Variant
-from noble_fx.runtime.launch import launch
+from noble_fx.runtime.call import Call, CallBuilder, Cast, ColumnSum, Plain
 
 KERNEL, VENDOR = "kernel", "vendor"
 # Up to this depth of the main product the pass over y that a second product costs weighs more than the 3 to 14 % that
@@ -51,7 +50,7 @@ def layer_kernels(layer: Layer, backend: str, shared: int, tf32: bool) -> LayerK
 
 @dataclass(frozen=True)
 class LayerKernels:
-    """The kernels of one plan, and what runs them."""
+    """The kernels of one plan, and the calls that they make up."""
 
     plan: Plan
     title: str  # names the plan, the same in every process
@@ -64,7 +63,8 @@ class LayerKernels:
         return self.plan.layer
 
     @property
-    def _sites(self) -> range:
+    def sites(self) -> range:
+        """The numbers of its sites."""
         return range(self.plan.layer.sites)
 
     # --- forward -----------------------------------------------------------------------------------------------------
@@ -73,151 +73,146 @@ class LayerKernels:
         """Every variant of forward, and the default."""
         return [(KERNEL,), (VENDOR,)], (self._product(self.layer.in_features),)
 
-    def forward(self, operands: Named, variant: Variant) -> tuple[list[Tensor], Tensor]:
-        """y [S, N] of each site and h [G, S, r], for x [S, K]; a bias that is absent has no name."""
-        layer, bound = self.layer, self._bind(operands)
-        x = bound["x"]
-        h = x.new_empty((layer.sites, len(x), layer.rank), dtype=torch.float32)
-        bound |= self._each("h", h) | self._each("t", torch.empty_like(h, dtype=x.dtype))
-        self._launch("bottleneck_forward", bound)
-        if variant == (KERNEL,):
-            y = [x.new_empty((len(x), columns)) for columns in layer.out_features]
-            self._launch("linear_up_forward", bound | self._each("y", y))
-            return y, h
-        y = []
-        for site in self._sites:
-            weight, up = self._of(bound, "weight", site), self._of(bound, "up", site)
-            # The plain layer's own call, then an accumulation: with U = 0 this is the plain layer bit for bit.
-            plain = F.linear(x, weight, bound.get(layer.name("bias", site)))
-            y.append(plain.addmm_(self._of(bound, "t", site), up.t()))
-        return y, h
+    def forward(self, operands: Named, variant: Variant, keep_h: bool = True) -> Call:
+        """x [S, K] and the layer's tensors -> "y" [S, N] of each site, and "h" [S, r] ([G, S, r] of a group)."""
+        (product,) = variant
+        call, layer = self._begin(operands), self.layer
+        self._bottleneck_h(call, scratch=not keep_h)
+        for site in self.sites:
+            call.buffer(layer.name("t", site), ("rows", layer.rank), layer.dtype)
+        call.launch("bottleneck_forward")
+        for site in self.sites:
+            names = ("y", "x", "weight", "bias", "t", "up")
+            y, _, weight, bias, t, up = (layer.name(name, site) for name in names)
+            if product == KERNEL:
+                call.buffer(y, ("rows", layer.out_features[site]), layer.dtype, scratch=False)
+            else:
+                call.operator(Plain, y, "x", weight, bias if layer.bias else None)
+                call.product(y, t, up, right_transposed=True, into=True)
+        if product == KERNEL:
+            call.launch("linear_up_forward")
+        y_of_sites = {name: name for name in (layer.name("y", site) for site in self.sites)}
+        return call.finish(y_of_sites | ({"h": "h"} if keep_h else {}))
 
     # --- backward ----------------------------------------------------------------------------------------------------
 
     def backward_variants(self, needs: Mapping[str, bool]) -> tuple[list[Variant], Variant]:
         """Every variant of backward with these needs, and the default."""
         inputs = [KERNEL, VENDOR] if needs["x"] else [VENDOR]
-        narrow = [name for site in self._sites for name in self._names(site, "up", "down")]
+        narrow = [self.layer.name(name, site) for site in self.sites for name in ("up", "down")]
         weights = [VENDOR, KERNEL] if any(needs[name] for name in narrow) else [VENDOR]
         usual = self._product(sum(self.layer.out_features))
         return list(combinations(inputs, weights)), (usual if usual in inputs else VENDOR, weights[-1])
 
-    def backward(
-        self, dy: Sequence[Tensor], h: Tensor, operands: Named, needs: Mapping[str, bool], variant: Variant
-    ) -> dict[str, Tensor]:
-        """A gradient for each operand that needs one, by its name; dy [S, N] of each site, h [G, S, r], x [S, K]."""
-        bound = self._bind(operands)
-        bound |= self._each("dy", list(map(_dense_rows, dy))) | self._each("h", h.contiguous())
-        inputs, weights = variant if len(bound["x"]) else (VENDOR, VENDOR)  # no rows: no launch, and a sum of none
-        gradients: dict[str, Tensor] = {}
-        if any(need for name, need in needs.items() if not name.startswith(("weight", "bias"))):
-            bound |= self._bottleneck(bound)
-            gradients = self._row_sums(bound, needs)
-            if needs["x"]:
-                gradients["x"] = self._input(bound, inputs)
-            gradients |= (
-                self._branch_weights(bound, needs) if weights == VENDOR else self._branch_weights_at_once(bound)
-            )
-        for site in self._sites:
-            (weight, bias), dy_site = self._names(site, "weight", "bias"), self._of(bound, "dy", site)
-            if needs[weight]:
-                gradients[weight] = dy_site.t() @ bound["x"]
-            if needs[bias] and bias not in gradients:
-                gradients[bias] = dy_site.sum(0)
-        return {name: gradient for name, gradient in gradients.items() if needs[name]}
+    def backward(self, operands: Named, needs: Mapping[str, bool], variant: Variant) -> Call:
+        """A gradient for each operand that needs one, by its name.
 
-    def _bottleneck(self, bound: Named) -> dict[str, Tensor]:
+        Operands are forward's without the biases, dy [S, N] of each site, and h as forward gives it.
+        """
+        inputs, weights = variant
+        call = self._begin(operands)
+        self._parts_of_h(call)
+        gradients: dict[str, str] = {}
+        if any(need for name, need in needs.items() if not name.startswith(("weight", "bias"))):
+            self._bottleneck(call)
+            gradients = self._row_sums(call, needs)
+            if needs["x"]:
+                self._input(call, inputs)
+                gradients["x"] = "dx"
+            gradients |= (
+                self._branch_weights(call, needs) if weights == VENDOR else self._branch_weights_at_once(call, needs)
+            )
+        for site in self.sites:
+            weight, bias, dy = (self.layer.name(name, site) for name in ("weight", "bias", "dy"))
+            if needs[weight]:
+                call.product(f"d_{weight}", dy, "x", left_transposed=True)
+                gradients[weight] = f"d_{weight}"
+            if needs[bias] and bias not in gradients:
+                call.operator(ColumnSum, f"d_{bias}", dy)
+                gradients[bias] = f"d_{bias}"
+        return call.finish({name: tensor for name, tensor in gradients.items() if needs[name]})
+
+    def _bottleneck(self, call: CallBuilder) -> None:
         """What follows from dt = dy U and h alone: t, dh, and what each tile of rows adds to sums over the rows."""
-        steps, x, sites = backward_steps(self.plan), bound["x"], self.layer.sites
-        results: dict[str, Tensor] = {}
-        for name in ("t", "dh"):
-            results |= self._each(name, x.new_empty((sites, len(x), self.layer.rank)))
-        for name, width in steps.buffers().items():
-            results |= self._each(name, x.new_empty((sites, len(x), width), dtype=torch.float32))
-        if self.plan.split_backward:
-            dt = [self._of(bound, "dy", site) @ self._of(bound, "up", site) for site in self._sites]
-            results |= self._each("dt", dt)
-        programs = -(-len(x) // self.plan.bottleneck_backward.rows)
-        results |= self._each("partials", x.new_empty((sites, programs, steps.width), dtype=torch.float32))
+        steps, layer = backward_steps(self.plan), self.layer
+        for site in self.sites:
+            for name in ("t", "dh"):
+                call.buffer(layer.name(name, site), ("rows", layer.rank), layer.dtype)
+            for name, width in steps.buffers().items():
+                call.buffer(layer.name(name, site), ("rows", width), torch.float32)
+            call.buffer(layer.name("partials", site), ("programs", steps.width), torch.float32)
+            if self.plan.split_backward:
+                call.product(*(layer.name(name, site) for name in ("dt", "dy", "up")))
         for step in steps.steps:
             if isinstance(step, Stage):
-                self._launch(step.name, {**bound, **results})
+                call.launch(step.name)
             else:
-                products = [self._gemm(step, {**bound, **results}, site) for site in self._sites]
-                results |= self._each(step.out, products)
-        return results
+                for site in self.sites:
+                    self._gemm(call, step, site)
 
-    def _gemm(self, gemm: Gemm, bound: Named, site: int) -> Tensor:
+    def _gemm(self, call: CallBuilder, gemm: Gemm, site: int) -> None:
         """A product that stands between two kernels, in float32."""
-        left, right = (self._of(bound, name, site).float() for name in (gemm.left, gemm.right))
-        left, right = left.t() if gemm.left_transposed else left, right.t() if gemm.right_transposed else right
-        bias = self._of(bound, gemm.bias, site).float() if gemm.bias else None
-        return left @ right if bias is None else torch.addmm(bias, left, right)
+        out, left, right = (self.layer.name(name, site) for name in (gemm.out, gemm.left, gemm.right))
+        bias = self.layer.name(gemm.bias, site) if gemm.bias else None
+        turned = {"left_transposed": gemm.left_transposed, "right_transposed": gemm.right_transposed}
+        call.product(out, left, right, bias, wide=True, **turned)
 
-    def _row_sums(self, bound: Named, needs: Mapping[str, bool]) -> dict[str, Tensor]:
+    def _row_sums(self, call: CallBuilder, needs: Mapping[str, bool]) -> dict[str, str]:
         """The gradients of d and of σ's parameters, which are sums over the rows."""
-        x = bound["x"]
-        gradients: dict[str, Tensor] = {}
-        outputs: dict[str, Tensor] = {}
-        sums = [
-            (partial, self.layer.name(partial.name, s))
-            for partial in backward_steps(self.plan).partials
-            for s in self._sites
-        ]
+        gradients: dict[str, str] = {}
+        layer, partials = self.layer, backward_steps(self.plan).partials
+        sums = [(partial, layer.name(partial.name, site)) for partial in partials for site in self.sites]
         if any(needs[name.removeprefix("d_")] for _, name in sums):
-            new = x.new_empty if len(x) else x.new_zeros
             for partial, name in sums:
-                dtype = self.layer.dtype if partial.name == "d_down_bias" else self.layer.act_dtype
-                outputs[name] = gradients[name.removeprefix("d_")] = new(partial.shape, dtype=dtype)
-            if len(x):
-                kernel = self.kernels["reduce_partials"]
-                launch(self.plan, kernel, 1, {**bound, **outputs}, programs=len(self._of(bound, "partials", 0)))
+                dtype = layer.dtype if partial.name == "d_down_bias" else layer.act_dtype
+                wanted = needs[name.removeprefix("d_")]
+                gradients[name.removeprefix("d_")] = call.buffer(name, partial.shape, dtype, scratch=not wanted)
+            call.launch("reduce_partials")
         for name in self.act:  # the gradients that were products over the rows
-            for site in self._sites:
-                gradient = bound.get(self.layer.name(f"d_{name}", site))
-                if gradient is not None:
-                    gradients[self.layer.name(name, site)] = gradient.to(self.layer.act_dtype)
+            for site in self.sites:
+                gradient, own = layer.name(f"d_{name}", site), layer.name(name, site)
+                if gradient in call and own not in gradients:
+                    gradients[own] = gradient
+                    if layer.act_dtype != torch.float32:
+                        gradients[own] = f"{gradient}_stored"
+                        call.operator(Cast, gradients[own], gradient, dtype=layer.act_dtype)
         return gradients
 
-    def _input(self, bound: Named, choice: str) -> Tensor:
+    def _input(self, call: CallBuilder, choice: str) -> None:
         """dx [S, K] = Σ dy W + dh D."""
         if choice == KERNEL:
-            dx = torch.empty_like(bound["x"], memory_format=torch.contiguous_format)
-            self._launch("linear_backward_input", {**bound, "dx": dx})
-            return dx
-        dx = self._of(bound, "dy", 0) @ self._of(bound, "weight", 0)
-        for site in self._sites:
-            if site:
-                dx.addmm_(self._of(bound, "dy", site), self._of(bound, "weight", site))
-            dx.addmm_(self._of(bound, "dh", site), self._of(bound, "down", site))
-        return dx
+            call.buffer("dx", ("rows", self.layer.in_features), self.layer.dtype, scratch=False)
+            call.launch("linear_backward_input")
+            return
+        for site in self.sites:
+            dy, weight, dh, down = (self.layer.name(name, site) for name in ("dy", "weight", "dh", "down"))
+            call.product("dx", dy, weight, into=site > 0)
+            call.product("dx", dh, down, into=True)
 
-    def _branch_weights_at_once(self, bound: Named) -> dict[str, Tensor]:
+    def _branch_weights_at_once(self, call: CallBuilder, needs: Mapping[str, bool]) -> dict[str, str]:
         """dU = dyᵀ t, dD = dhᵀ x and db = Σ dy by one kernel that reads dy once, and one that adds up."""
-        layer, x = self.layer, bound["x"]
-        sums: dict[str, Tensor] = {}
-        gradients: dict[str, Tensor] = {}
-        for site in self._sites:
-            width = branch_weights_width(layer, site)
-            sums[layer.name("weight_partials", site)] = x.new_empty((SPLITS, width), dtype=torch.float32)
-            up, down, bias = self._names(site, "up", "down", "bias")
-            gradients |= {up: torch.empty_like(bound[up]), down: torch.empty_like(bound[down])}
-            if layer.bias:
-                gradients[bias] = x.new_empty(layer.out_features[site])
-        self._launch("branch_weight_backward", {**bound, **sums})
-        outputs = {f"d_{name}": gradient for name, gradient in gradients.items()}
-        self._launch("reduce_branch_weights", {"x": x, **sums, **outputs})
+        layer = self.layer
+        gradients: dict[str, str] = {}
+        for site, columns in enumerate(layer.out_features):
+            sums = layer.name("weight_partials", site)
+            call.buffer(sums, (SPLITS, branch_weights_width(layer, site)), torch.float32)
+            shapes = {"up": (columns, layer.rank), "down": (layer.rank, layer.in_features)}
+            for name, shape in (shapes | ({"bias": (columns,)} if layer.bias else {})).items():
+                own = layer.name(name, site)
+                gradients[own] = call.buffer(f"d_{own}", shape, layer.dtype, scratch=not needs[own])
+        call.launch("branch_weight_backward")
+        call.launch("reduce_branch_weights")
         return gradients
 
-    def _branch_weights(self, bound: Named, needs: Mapping[str, bool]) -> dict[str, Tensor]:
+    def _branch_weights(self, call: CallBuilder, needs: Mapping[str, bool]) -> dict[str, str]:
         """dU = dyᵀ t and dD = dhᵀ x by the vendor's GEMMs."""
         gradients = {}
-        for site in self._sites:
-            up, down = self._names(site, "up", "down")
-            if needs[up]:
-                gradients[up] = self._of(bound, "dy", site).t() @ self._of(bound, "t", site)
-            if needs[down]:
-                gradients[down] = self._of(bound, "dh", site).t() @ bound["x"]
+        for site in self.sites:
+            up, down, dy, t, dh = (self.layer.name(name, site) for name in ("up", "down", "dy", "t", "dh"))
+            for name, left, right in ((up, dy, t), (down, dh, "x")):
+                if needs[name]:
+                    call.product(f"d_{name}", left, right, left_transposed=True)
+                    gradients[name] = f"d_{name}"
         return gradients
 
     def _product(self, depth: int) -> str:
@@ -225,28 +220,19 @@ class LayerKernels:
         full = self.plan.exact and self.plan.precision == "ieee"
         return VENDOR if full or depth > _DEEP else KERNEL
 
-    # --- binding -----------------------------------------------------------------------------------------------------
+    # --- names -------------------------------------------------------------------------------------------------------
 
-    def _bind(self, operands: Named) -> dict[str, Tensor]:
-        """The operands laid out as the kernels read them."""
-        free = {"x", *(self.layer.name("weight", site) for site in self._sites)}  # their strides are arguments
-        bound = {name: tensor if name in free else tensor.contiguous() for name, tensor in operands.items()}
-        return bound | {"x": _dense_rows(operands["x"])}
+    def _begin(self, operands: Named) -> CallBuilder:
+        return CallBuilder(self.kernels, operands, self.plan.bottleneck_backward.rows)
 
-    def _each(self, name: str, tensors: Sequence[Tensor] | Tensor) -> dict[str, Tensor]:
-        """One tensor a site, by the names that the kernels use."""
-        return {self.layer.name(name, site): tensors[site] for site in self._sites}
+    def _bottleneck_h(self, call: CallBuilder, scratch: bool) -> None:
+        """h [rows, r] in float32, or of a group [sites, rows, r] and its parts by their names."""
+        if self.layer.sites == 1:
+            call.buffer("h", ("rows", self.layer.rank), torch.float32, scratch)
+        else:
+            call.buffer("h", (self.layer.sites, "rows", self.layer.rank), torch.float32, scratch)
+            self._parts_of_h(call)
 
-    def _names(self, site: int, *names: str) -> list[str]:
-        return [self.layer.name(name, site) for name in names]
-
-    def _of(self, bound: Named, name: str, site: int) -> Tensor:
-        return bound[self.layer.name(name, site)]
-
-    def _launch(self, name: str, bound: Named, **numbers: int) -> None:
-        launch(self.plan, self.kernels[name], len(bound["x"]), bound, **numbers)
-
-
-def _dense_rows(tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where its rows are not contiguous: kernels take any stride between rows, none within."""
-    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+    def _parts_of_h(self, call: CallBuilder) -> None:
+        for site in self.sites if self.layer.sites > 1 else ():
+            call.part(self.layer.name("h", site), "h", site, 4 * self.layer.rank)

@@ -21,10 +21,9 @@ from torch.nn import functional as F
 
 from noble_fx import NobleLinear, schema
 from noble_fx.branches.activations import activation_names
-from noble_fx.ops import cuda
-from noble_fx.runtime import autotune, layer_kernels
+from noble_fx.ops import available, routes
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR, LayerKernels
-from tests.fused_layer import arguments, group_arguments
+from tests.fused_layer import arguments, group_arguments, kernels_on_cpu
 from tests.fuzz.budget import fuzzed
 
 pytest.importorskip("triton")
@@ -333,30 +332,15 @@ def compare(found: Numbers, truth: Numbers, moved: Sequence[Numbers], low: torch
 
 
 @pytest.fixture
-def launched(tmp_path_factory, monkeypatch) -> Iterator[list[str]]:
+def launched(tmp_path_factory) -> Iterator[list[str]]:
     """CPU tensors take the CUDA side's code; yields the kernels that were launched."""
-    names: list[str] = []
-
-    def noted(plan, kernel, rows, tensors, **numbers):
-        if rows:
-            names.append(kernel.name)
-        return launch(plan, kernel, rows, tensors, **numbers)
-
-    launch = layer_kernels.launch
-    monkeypatch.setattr(layer_kernels, "launch", noted)
-    monkeypatch.setattr(cuda, "_refused", {})
-    monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path_factory.getbasetemp() / "kernels"))
-    monkeypatch.setenv("NOBLE_FX_TUNE", "0")
-    monkeypatch.setattr(cuda, "gpu_of", lambda device: cuda.Gpu("interpreter", 1 << 16))
-    autotune.forget()
-    with torch.library._scoped_library("noble_fx", "IMPL") as library:
-        cuda.register(library, "CPU")
+    with kernels_on_cpu(tmp_path_factory.getbasetemp() / "kernels") as names:
         yield names
-    autotune.forget()
 
 
 def take(patch: pytest.MonkeyPatch, variant: tuple[str, str] | None) -> None:
     """Every choice is this variant, where it is one; else the default."""
+    routes.forget()
     if variant is not None:
         patch.setattr(LayerKernels, "forward_variants", lambda self: ([variant[:1]], variant[:1]))
         patch.setattr(LayerKernels, "backward_variants", lambda self, needs: ([variant], variant))
@@ -409,13 +393,13 @@ def test_kernels(data, launched):
     with pytest.MonkeyPatch.context() as patch:
         take(patch, variant)
         found = run(sites, x, dy, used, low)
-    assert not cuda._refused
+    assert not available._refused
     leaves = [("x", x), *((f"{at} {n}", p) for at, site in enumerate(sites) for n, p in site.named_parameters())]
     for leaf, tensor in leaves:
         assert (f"d {leaf}" in found) == (tensor.requires_grad and f"d {leaf}" in truth), leaf
     jumps = low != torch.float32 and not launched and JUMPS & set(getattr(noble.act, "steps", ()))
     answer = "a jump in 16 bits" if jumps else compare(found, truth, moved, low)
-    why = cuda.why_no_kernel(noble.key, noble.rank, low)
+    why = available.why_no_kernel(noble.key, noble.rank, low)
     assert why is None or "please report it" not in why.reason, why
     assert bool(launched) == (why is None and x.numel() > 0), (launched, why)
     event(f"{answer}, {'kernels' if launched else 'no rows' if why is None else 'PyTorch operators'}")

@@ -6,6 +6,7 @@ shows: the compiled code's numbers, streams, CUDA graphs, torch.compile, and mea
 """
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,11 +14,22 @@ from torch import Tensor, nn
 
 import noble_fx
 from noble_fx import NobleLinear, schema
-from noble_fx.ops import cuda
+from noble_fx.ops import available
 from noble_fx.ops.operands import Operands
-from noble_fx.runtime import autotune, layer_kernels
+from noble_fx.runtime import autotune
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.fused_layer import arguments, check, check_group, exact_of, layer_of, near, strided, take
+from tests.fused_layer import (
+    arguments,
+    check,
+    check_group,
+    exact_of,
+    forget,
+    launches_noted,
+    layer_of,
+    near,
+    strided,
+    take,
+)
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here: these tests were not run")
@@ -27,27 +39,12 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def launched(tmp_path, monkeypatch) -> Iterator[list[str]]:
+    """The kernels that were launched."""
     monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path))
-    monkeypatch.setenv("NOBLE_FX_TUNE", "0")
-    monkeypatch.setattr(cuda, "_refused", {})
-    autotune.forget()
-    yield tmp_path
-    autotune.forget()
-    assert cuda._refused == {}, "the GPU refused a kernel, and PyTorch operators were tested instead"
-
-
-@pytest.fixture
-def launched(monkeypatch) -> list[str]:
-    names: list[str] = []
-    launch = layer_kernels.launch
-
-    def noted(plan, kernel, rows, tensors, **numbers):
-        names.append(kernel.name)
-        return launch(plan, kernel, rows, tensors, **numbers)
-
-    monkeypatch.setattr(layer_kernels, "launch", noted)
-    return names
+    with launches_noted() as names:
+        yield names
+        assert available._refused == {}, "the GPU refused a kernel, and PyTorch operators were tested instead"
 
 
 def on_gpu(dtype: torch.dtype = torch.bfloat16, **settings: object) -> NobleLinear:
@@ -116,7 +113,7 @@ def test_tf32_is_used_where_pytorch_is_told_to(monkeypatch):
     take(monkeypatch, VARIANTS[0])
     layer = on_gpu(torch.float32)
     x = rows(300, 256, torch.float32)
-    kernels = cuda.kernels_for(Operands.of_linear(*arguments(layer, x)), True, True)
+    kernels = available.kernels_for(Operands.of_linear(*arguments(layer, x)), True, True)
     assert kernels is not None
     assert kernels.plan.precision == "tf32"
     check(layer, x, scale=200)
@@ -179,7 +176,7 @@ def test_another_stream_and_another_device():
         near("y", there(x.to("cuda:1")), expected.to("cuda:1"), scale=2)
 
 
-def test_captured_in_a_cuda_graph_nothing_is_measured(monkeypatch, cache):
+def test_captured_in_a_cuda_graph_nothing_is_measured(monkeypatch, tmp_path):
     layer = on_gpu()
     x, dy = rows(512, 256).requires_grad_(), rows(512, 320)
     inputs = [x, *layer.parameters()]
@@ -195,7 +192,7 @@ def test_captured_in_a_cuda_graph_nothing_is_measured(monkeypatch, cache):
         y = layer(x)
         grads = torch.autograd.grad(y, inputs, dy)
     assert autotune.answers() == {}
-    assert not (cache / "choices").exists()
+    assert not (tmp_path / "choices").exists()
     with torch.no_grad():
         x.copy_(rows(512, 256))
         dy.copy_(rows(512, 320))
@@ -205,18 +202,18 @@ def test_captured_in_a_cuda_graph_nothing_is_measured(monkeypatch, cache):
     assert all(torch.equal(one, two) for one, two in zip([y, *grads], wanted, strict=True))
 
 
-def test_the_choice_is_measured_once_and_right_whatever_it_is(monkeypatch, cache, launched):
+def test_the_choice_is_measured_once_and_right_whatever_it_is(monkeypatch, tmp_path, launched):
     monkeypatch.setenv("NOBLE_FX_TUNE", "1")
     layer, x = on_gpu(in_features=1024, out_features=1024), rows(2048, 1024)
     check(layer, x, scale=2)
     answers = autotune.answers()
     assert len(answers) == 2
-    assert len(list((cache / "choices").iterdir())) == 2
+    assert len(list((tmp_path / "choices").iterdir())) == 2
     count = len(launched)
     layer(x[:1500])  # of the same power of two
     assert autotune.answers() == answers
     assert len(launched) - count <= 2
-    autotune.forget()
+    forget()
     layer(x)
     assert set(autotune.answers().items()) < set(answers.items())
 

@@ -23,8 +23,8 @@ from tests.fused_layer import small_layer
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What the operator was called with."""
     seen: list[Tensor] = []
-    operator = fused.LINEAR
-    monkeypatch.setattr(fused, "LINEAR", lambda x, *rest: seen.append(x) or operator(x, *rest))
+    call = fused.call
+    monkeypatch.setattr(fused, "call", lambda operator, x, *rest: seen.append(x) or call(operator, x, *rest))
     return seen
 
 

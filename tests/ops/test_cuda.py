@@ -14,11 +14,23 @@ from torch import Tensor
 import noble_fx
 from noble_fx import NobleLinear, schema
 from noble_fx.codegen.kernels.stages import Gemm, backward_steps
-from noble_fx.ops import cuda
+from noble_fx.ops import available
 from noble_fx.ops.operands import Operands
-from noble_fx.runtime import autotune
+from noble_fx.runtime import execute
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.fused_layer import TOLERANCE, arguments, check, check_group, eagerly, exact_of, layer_of, near, strided, take
+from tests.fused_layer import (
+    TOLERANCE,
+    arguments,
+    check,
+    check_group,
+    eagerly,
+    exact_of,
+    kernels_on_cpu,
+    layer_of,
+    near,
+    strided,
+    take,
+)
 from tests.models import Gamma, Idle
 from tests.samples import crossed, long
 
@@ -30,27 +42,10 @@ VARIANTS = [(KERNEL, KERNEL), (VENDOR, VENDOR)]  # each place with an "or", eith
 
 
 @pytest.fixture(autouse=True)
-def on_cpu(tmp_path, monkeypatch) -> Iterator[list[str]]:
+def on_cpu(tmp_path) -> Iterator[list[str]]:
     """CPU tensors take the CUDA side's code; yields the kernels that were launched."""
-    launched: list[str] = []
-
-    def noted(plan, kernel, rows, tensors, **numbers):
-        if rows:
-            launched.append(kernel.name)
-        return launch(plan, kernel, rows, tensors, **numbers)
-
-    from noble_fx.runtime import layer_kernels
-
-    launch = layer_kernels.launch
-    monkeypatch.setattr(layer_kernels, "launch", noted)
-    monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path))
-    monkeypatch.setenv("NOBLE_FX_TUNE", "0")
-    monkeypatch.setattr(cuda, "gpu_of", lambda device: cuda.Gpu("interpreter", 1 << 16))
-    autotune.forget()
-    with torch.library._scoped_library("noble_fx", "IMPL") as library:
-        cuda.register(library, "CPU")
+    with kernels_on_cpu(tmp_path) as launched:
         yield launched
-    autotune.forget()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -322,18 +317,14 @@ def test_a_group_without_rows():
 
 
 def test_a_group_that_the_gpu_refuses_runs_layer_by_layer(monkeypatch, on_cpu):
-    from noble_fx.errors import KernelError
-    from noble_fx.runtime import layer_kernels
+    start = execute.start
 
-    launch = layer_kernels.launch
-
-    def narrow(plan, *args, **numbers):
+    def narrow(plan, *args):
         if plan.layer.sites > 1:
-            raise KernelError("out of shared memory")
-        launch(plan, *args, **numbers)
+            raise noble_fx.KernelError("out of shared memory")
+        return start(plan, *args)
 
-    monkeypatch.setattr(layer_kernels, "launch", narrow)
-    monkeypatch.setattr(cuda, "_refused", {})
+    monkeypatch.setattr(execute, "start", narrow)
     check_group(group_of(48, 80), torch.randn(37, 40), [0, 1])
     assert on_cpu.count("bottleneck_forward") == 2
 
@@ -359,7 +350,7 @@ def test_what_needs_no_gradient_is_not_computed(rank, on_cpu):
     operands = Operands.of_linear(*arguments(layer, x))
     names = [name for name, _ in layer.noble.act.named_parameters()]
     places = tuple(names.index(name.removeprefix("noble.act.")) for name in frozen)
-    steps = backward_steps(cuda.kernels_for(operands, True, True, places).plan)
+    steps = backward_steps(available.kernels_for(operands, True, True, places).plan)
     written = {partial.name for partial in steps.partials} | {
         step.out for step in steps.steps if isinstance(step, Gemm)
     }
@@ -400,24 +391,20 @@ def test_what_has_no_kernel_runs_as_before_and_says_why(layer, why, on_cpu):
     torch.testing.assert_close(layer(x).double(), truth, rtol=1e-4, atol=1e-4)
     layer(x).sum().backward()
     assert on_cpu == []
-    assert why in cuda.why_no_kernel(noble.key, noble.rank, layer.weight.dtype).reason
-    assert cuda.why_no_kernel(layer_of().noble.key, 12, torch.bfloat16) is None
+    assert why in available.why_no_kernel(noble.key, noble.rank, layer.weight.dtype).reason
+    assert available.why_no_kernel(layer_of().noble.key, 12, torch.bfloat16) is None
 
 
 @pytest.fixture
 def refusing(monkeypatch):
     """Every launch is refused; yields the kernels that were tried."""
-    from noble_fx.errors import KernelError
-    from noble_fx.runtime import layer_kernels
-
     tried = []
 
-    def refuse(plan, kernel, *args, **numbers):
+    def refuse(plan, kernel, *args):
         tried.append(kernel.name)
-        raise KernelError("out of shared memory")
+        raise noble_fx.KernelError("out of shared memory")
 
-    monkeypatch.setattr(layer_kernels, "launch", refuse)
-    monkeypatch.setattr(cuda, "_refused", {})
+    monkeypatch.setattr(execute, "start", refuse)
     return tried
 
 
@@ -437,7 +424,7 @@ def test_what_the_gpu_refused_is_explained(refusing):
     model(torch.randn(9, 40))
     assert "PyTorch operators at 1 sites: refused on cpu: out of shared memory" in str(noble_fx.explain(model))
     noble = model[0].noble
-    assert cuda.why_no_kernel(noble.key, noble.rank, torch.float32, (24, 40)) is None  # of another shape
+    assert available.why_no_kernel(noble.key, noble.rank, torch.float32, (24, 40)) is None  # of another shape
 
 
 @pytest.mark.parametrize("fuse", [True, "require"])
@@ -452,25 +439,22 @@ def test_kernels_that_are_required_and_refused_are_an_error(refusing, fuse):
 
 
 def test_an_error_of_the_gpu_is_nobodys_reason_to_go_on(monkeypatch):
-    from noble_fx.runtime import layer_kernels
-
-    def fail(*args, **numbers):
+    def fail(*args):
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(layer_kernels, "launch", fail)
-    monkeypatch.setattr(cuda, "_refused", {})
+    monkeypatch.setattr(execute, "start", fail)
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
         layer_of()(torch.randn(9, 40))
-    assert cuda._refused == {}
+    assert available._refused == {}
 
 
 def test_a_fault_of_the_generator_is_a_reason_for_pytorchs_operators(monkeypatch):
     def fail(*args):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(cuda, "layer_kernels", fail)
-    cuda._kernels.cache_clear()
+    monkeypatch.setattr(available, "layer_kernels", fail)
+    available._kernels.cache_clear()
     layer = layer_of()
-    reason = cuda.why_no_kernel(layer.noble.key, 12, torch.float32)
-    cuda._kernels.cache_clear()
+    reason = available.why_no_kernel(layer.noble.key, 12, torch.float32)
+    available._kernels.cache_clear()
     assert reason.reason == "ZeroDivisionError while its kernels were generated: a bug; please report it"

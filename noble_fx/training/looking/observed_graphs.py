@@ -15,7 +15,7 @@ from noble_fx.exporting import leaves_this_process
 from noble_fx.ops.operands import Operands, SiteOperands
 from noble_fx.passes.match import ModelGraph, parameter_reads
 from noble_fx.schema import LINEAR, LINEAR_GROUP
-from noble_fx.torch_versions import without_autocast
+from noble_fx.torch_state import without_autocast
 from noble_fx.training.looking.observer import Call, Observer, See, tell, unseen
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from noble_fx.errors import ConfigError
 from noble_fx.exporting import leaves_this_process
-from noble_fx.torch_versions import in_backward, in_transform, is_fake, outside_modes
+from noble_fx.torch_state import in_backward, in_transform, is_fake, outside_modes
 
 Stages = Callable[[], Iterable[tuple[str, Tensor]]]
 

@@ -1,0 +1,129 @@
+"""A route is found again by what decides how tensors are run, and by all of it."""
+
+import gc
+import os
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from noble_fx.ops import available, direct, routes
+from tests.fused_layer import arguments, kernels_on_cpu, layer_of, take
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as conftest.py sets it where there is no GPU
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted here: tests/gpu compiles them")
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(tmp_path) -> Iterator[list[str]]:
+    with kernels_on_cpu(tmp_path) as launched:
+        yield launched
+
+
+def flat_of(layer, x) -> list:
+    return direct.flat_of_linear(arguments(layer, x))
+
+
+def test_the_same_layout_is_resolved_once(monkeypatch):
+    asked = []
+    kernels_for = available.kernels_for
+    monkeypatch.setattr(routes, "kernels_for", lambda *a: asked.append(a) or kernels_for(*a))
+    layers = [layer_of(), layer_of()]  # of one shape, so of one route
+    for _ in range(3):
+        for layer in layers:
+            layer(torch.randn(5, 40))
+    assert len(asked) == 1
+    layers[0](torch.randn(6, 40))
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: torch.cat([x, x], 1)[:, :40],
+        lambda x: x.t().contiguous().t(),
+        lambda x: x[None],
+        lambda x: x.double(),
+        lambda x: x[:2],
+    ],
+    ids=["rows apart", "transposed", "batched", "float64", "fewer rows"],
+)
+def test_another_layout_after_the_first_gives_its_own_numbers(other):
+    layer, x = layer_of(), torch.randn(5, 40)
+    y = layer(x)
+    x = other(x)
+    layer = layer.to(x.dtype)
+    torch.testing.assert_close(layer(x).reshape(-1, 72), y.to(x.dtype)[: x.numel() // 40], rtol=1e-4, atol=1e-4)
+    again = layer.float()(torch.randn(5, 40))
+    assert again.shape == (5, 72)
+
+
+def test_tf32_is_another_route(monkeypatch):
+    layer, x = layer_of(), torch.randn(5, 40)
+    with torch.no_grad():
+        layer(x)
+        count = len(routes._routes)
+        monkeypatch.setattr(routes, "tf32_products", lambda: True)
+        monkeypatch.setattr(available, "tf32_products", lambda: True)
+        layer(x)
+    assert len(routes._routes) == count + 1
+
+
+def test_routes_keep_nobodys_tensors():
+    layer, x = layer_of(), torch.randn(5, 40)
+    layer(x).sum().backward()
+    kept = [weakref.ref(x), weakref.ref(layer.weight)]
+    del layer, x
+    gc.collect()
+    assert [reference() for reference in kept] == [None, None]
+
+
+def test_ever_new_sizes_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(routes, "MOST", 3)
+    layer = layer_of()
+    with torch.no_grad():
+        for rows in range(1, 9):
+            layer(torch.randn(rows, 40))
+    assert len(routes._routes) <= 3
+
+
+def test_a_default_is_not_kept_and_a_measured_choice_is(monkeypatch):
+    layer, x = layer_of(), torch.randn(5, 40)
+    with torch.no_grad():
+        layer(x)
+        (route,) = routes._routes.values()
+        assert route._chosen is None  # NOBLE_FX_TUNE=0 in these tests
+        monkeypatch.setenv("NOBLE_FX_TUNE", "1")
+        layer(x)
+    assert route._chosen is not None
+
+
+def test_a_route_that_was_refused_is_resolved_anew(monkeypatch):
+    import noble_fx
+    from noble_fx.runtime import execute
+
+    layer, x = layer_of(), torch.randn(5, 40)
+    expected = layer(x)
+
+    def refuse(*arguments):
+        raise noble_fx.KernelError("out of shared memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(execute, "start", refuse)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    assert routes.forward(flat_of(layer, x), 1, layer.noble.key, True) is None  # refused once is refused for good
+
+
+def test_gradients_are_at_their_operands_places(monkeypatch):
+    take(monkeypatch, ("vendor", "kernel"))
+    layer, x = layer_of(), torch.randn(5, 40)
+    flat = flat_of(layer, x)
+    with torch.no_grad():
+        y, h = routes.forward(flat, 1, layer.noble.key, True)
+        needs = [at % 2 == 0 for at in range(len(flat))]
+        found = routes.backward([torch.randn_like(y)], h, flat, 1, layer.noble.key, needs)
+    for gradient, tensor, need in zip(found, flat, needs, strict=True):
+        assert (gradient is not None) == need
+        assert gradient is None or gradient.shape == tensor.shape
