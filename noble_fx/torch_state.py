@@ -44,8 +44,8 @@ def a_mode_looks_on() -> bool:
 def nothing_interposes(x: Any) -> bool:
     """Whether an operator on `x` would be run as it is: no mode sees it, no autocast casts, no tracer records."""
     return (
-        type(x) in _CONCRETE
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
+        and type(x) in _CONCRETE
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
         and not autocast_is_on(x.device.type)

@@ -16,6 +16,7 @@ ROOMS = [
         "exporting",
         "files",
         "imports",
+        "own_code",
         "random_states",
         "schema",
         "tables",

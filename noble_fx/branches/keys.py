@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from noble_fx import own_code
 from noble_fx.branches.activations import Cosine, Gate, Mixer, ScaleShift, Signed
 from noble_fx.branches.folded import Cos
 from noble_fx.branches.observed import Notes, quiet, watched
@@ -116,7 +117,8 @@ def why_not_recorded(key: str) -> Refusal | None:
 def _recorded(act: nn.Module, label: str, rank: int) -> Recognised:
     notes: dict[str, Notes] = {}
     text, after, refusal = elsewhere(lambda: _recording(act, rank, notes))
-    key = f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    # The code counts as well: of a graph with our operator, AOTAutograd's cache sees the key alone.
+    key = f"{label}-{hashlib.sha256(f'{own_code.digest()} {text}'.encode()).hexdigest()[:12]}"
     if key not in _KNOWN:
         blank = _on_meta(act)
         _KNOWN[key] = _Known(blank, None if blank is None else quiet(copy.deepcopy(blank)), refusal)

@@ -10,17 +10,16 @@ one by one share a graph, of which the backend is told once: with which branches
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils.weak import WeakIdKeyDictionary
 
+from noble_fx import own_code
 from noble_fx.branches.base import branches_with
 from noble_fx.passes.history import Step
 from noble_fx.passes.pipeline import PIPELINES
@@ -87,14 +86,7 @@ def cache_key(graph_module: fx.GraphModule, downs: Sequence[Tensor]) -> str:
     nodes = [node for one in _with_bodies(graph_module) for node in one.graph.nodes]
     acts = {str(node.args[-1]) for node in nodes if node.target in (LINEAR, LINEAR_GROUP)}
     configs = {branch.config.text() for branch in branches_with(downs)}
-    return hashlib.sha256("\n".join([_sources(), *passes, *sorted(acts), *sorted(configs)]).encode()).hexdigest()
-
-
-@functools.cache
-def _sources() -> str:
-    """This package's code, as Inductor takes torch's: a changed derivative must not be answered by an old artifact."""
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return hashlib.sha256("\n".join([own_code.digest(), *passes, *sorted(acts), *sorted(configs)]).encode()).hexdigest()
 
 
 def _cache_key_pass(key: str, users: Any) -> Any:

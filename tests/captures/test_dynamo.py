@@ -74,7 +74,7 @@ def test_inductors_cache_knows_the_config_and_the_pass_list(monkeypatch):
         monkeypatch.setitem(dynamo.PIPELINES, "compiled", ())
         assert cache_outcome(one_layer()) == "miss"
         assert cache_outcome(one_layer()) == "hit"
-        monkeypatch.setattr(dynamo, "_sources", lambda: "another version of this package")
+        monkeypatch.setattr(dynamo.own_code, "digest", lambda: "another version of this package")
         assert cache_outcome(one_layer()) == "miss"
 
 
