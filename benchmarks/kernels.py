@@ -26,8 +26,16 @@ from noble_fx.codegen.report.resources import TARGETS, Resources
 SIZES = (1024, 2048, 4096)
 RANKS = (16, 32, 64, 128, 256)
 ROWS = 16_384
+SPILLED = 256  # bytes of local memory a thread, of any kernel on any target
 FORWARD = ("bottleneck_forward", "linear_up_forward")
-_TENSOR_CORE = {"sm_80": "HMMA", "sm_90": "HGMMA", "gfx942": "v_mfma"}
+_TENSOR_CORE = {
+    "sm_80": "HMMA",
+    "sm_90": "HGMMA",
+    "sm_100": "UTCHMMA",
+    "sm_120": "HMMA",
+    "gfx942": "v_mfma",
+    "gfx950": "v_mfma",
+}
 
 
 def traffic(kernel_set: KernelSet, rows: int = ROWS) -> dict[str, dict[str, int]]:
@@ -65,20 +73,23 @@ def forward_floor(kernel_set: KernelSet, rows: int = ROWS) -> dict[str, float]:
 def broken_promises(kernel_set: KernelSet, resources: Mapping[str, Resources], target: str) -> list[str]:
     """What the kernels of a layer must reach offline, and do not; an empty list where all is well.
 
-    Shared memory must suffice on every target; spills, instructions and the cosine are promised for sm_90.
+    Shared memory must suffice and little may spill on every target; instructions and the cosine are promised for sm_90.
     """
     rank, core, broken = kernel_set.plan.layer.rank, _TENSOR_CORE[target], []
+    kernels = kernel_set.on(target).kernels
     for name, kernel in resources.items():
         if kernel.shared_bytes > SHARED_BYTES[target]:
             broken.append(f"{name}: {kernel.shared_bytes} bytes of shared memory, {target} has {SHARED_BYTES[target]}")
-        if kernel_set.kernels[name].flops_per_row and not kernel.count(core):
+        if kernels[name].flops_per_row and not kernel.count(core):
             broken.append(f"{name}: no {core}, so its products do not run on tensor cores")
+        if kernel.local_bytes > SPILLED:
+            broken.append(f"{name}: {kernel.local_bytes} bytes of local memory, {SPILLED} allowed on {target}")
         if target == "sm_90":
             broken += _promised(name, kernel, rank)
     if rank > 128 and "bottleneck_backward" in resources:
         broken.append(f"the backward of rank {rank} is not split")
-    for name, source in kernel_set.sources.items():
-        stores = len(re.findall(r"tl\.store\(y\w*_ptr", source))
+    for name, there in kernels.items():
+        stores = len(re.findall(r"tl\.store\(y\w*_ptr", there.source))
         if stores != (name == "linear_up_forward"):
             broken.append(f"{name}: y is stored in {stores} places")
     return broken

@@ -100,7 +100,7 @@ def _kernels_command(commands: Any) -> None:
     command.add_argument("--preset", default="paper", help="paper or reference (default: paper)")
     command.add_argument("--no-bias", action="store_true", help="a layer without a bias of its own")
     command.add_argument("--kernel", metavar="NAME", help="this kernel only")
-    command.add_argument("--target", help="compile for sm_80, sm_90 or gfx942 and print the resources; no GPU needed")
+    command.add_argument("--target", help="compile for sm_80, sm_90, gfx942 … and print the resources; no GPU needed")
     command.add_argument("--write", type=Path, metavar="FOLDER", help="write the sources into a new folder")
     command.set_defaults(run=_kernels)
 

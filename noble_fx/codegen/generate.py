@@ -9,7 +9,8 @@ from noble_fx.codegen.kernels.backward import bottleneck_backward, linear_backwa
 from noble_fx.codegen.kernels.branch_weights import branch_weight_backward, reduce_branch_weights
 from noble_fx.codegen.kernels.forward import bottleneck_forward, linear_up_forward
 from noble_fx.codegen.kernels.reduce import Gradient, reduce_partials
-from noble_fx.codegen.kernels.stages import backward_steps
+from noble_fx.codegen.kernels.stage_kernel import stage_kernel
+from noble_fx.codegen.kernels.stages import backward_steps, forward_steps
 from noble_fx.codegen.plan import DTYPES, Plan
 
 
@@ -17,7 +18,7 @@ from noble_fx.codegen.plan import DTYPES, Plan
 def generate(plan: Plan) -> dict[str, Kernel]:
     """All kernels of this plan; raises `KernelError` with the reason where σ cannot be lowered."""
     kernels = [
-        bottleneck_forward(plan),
+        *_bottleneck_forward(plan),
         linear_up_forward(plan),
         *bottleneck_backward(plan),
         linear_backward_input(plan),
@@ -34,3 +35,10 @@ def generate(plan: Plan) -> dict[str, Kernel]:
         sites = [gradients] * plan.layer.sites
         kernels.append(reduce_partials("reduce_partials", plan.layer, "partials", sites, note, "programs"))
     return {kernel.name: kernel for kernel in kernels}
+
+
+def _bottleneck_forward(plan: Plan) -> list[Kernel]:
+    """What makes h and t of x: one kernel, or stages between the vendor's GEMMs."""
+    if not plan.split_forward:
+        return [bottleneck_forward(plan)]
+    return [stage_kernel(plan, stage) for stage in forward_steps(plan.layer).stages]

@@ -11,11 +11,21 @@ import torch
 
 from noble_fx.errors import KernelError, Refusal
 
-GENERATOR = "3"  # raise it when the text of a kernel changes: older files in a cache are then left alone
+GENERATOR = "4"  # raise it when the text of a kernel changes: older files in a cache are then left alone
 MAX_RANK = 256
-FUSED_RANK = 128  # up to here one kernel holds all of σ's backward; a wider bottleneck would spill
+FUSED_RANK = 128  # up to here one tile holds the bottleneck, and one kernel all of σ's backward where that fits
+NARROW_RANK = 64  # up to here it fits everywhere
 BACKENDS = ("cuda", "hip", "interpreter")
-SHARED_BYTES = {"sm_80": 166_912, "sm_86": 101_376, "sm_89": 101_376, "sm_90": 232_448, "gfx942": 65_536}
+SHARED_BYTES = {
+    "sm_80": 166_912,
+    "sm_86": 101_376,
+    "sm_89": 101_376,
+    "sm_90": 232_448,
+    "sm_100": 232_448,
+    "sm_120": 101_376,
+    "gfx942": 65_536,
+    "gfx950": 163_840,
+}
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -62,7 +72,8 @@ class Plan:
     """A layer and how its kernels are laid out for one backend.
 
     `precision`: of float32 products, "ieee" or "tf32". `split_backward`: dt and the gradients of σ's matrices come
-    from the vendor's GEMM, because one kernel would spill.
+    from the vendor's GEMM, because one kernel would spill; `split_forward`: h and the products with them do.
+    `one_pass`: a program of `bottleneck_forward` holds all sites and reads x once; else it has one site of them.
     """
 
     layer: Layer
@@ -73,6 +84,8 @@ class Plan:
     bottleneck_backward: Tile
     linear_backward_input: Tile
     branch_weight_backward: Tile
+    one_pass: bool
+    split_forward: bool
     split_backward: bool
 
     @property
@@ -99,17 +112,18 @@ def why_not(layer: Layer) -> Refusal | None:
 def make_plan(layer: Layer, backend: str = "cuda", tf32: bool = False, shared: int = SHARED_BYTES["sm_80"]) -> Plan:
     """The plan for a layer on a GPU with `shared` bytes of shared memory a block; raises `KernelError` with the reason.
 
-    Tiles were chosen by the compiler's own report for sm_90 (registers, local memory, instructions; no GPU needed).
+    Tiles were chosen by the compiler's own report (registers, local memory, instructions; no GPU needed).
     """
     if refusal := why_not(layer):
         raise KernelError(refusal.reason)
     if backend not in BACKENDS:
         raise KernelError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
-    bottleneck_forward, bottleneck_backward = _bottleneck(layer, backend)
+    bottleneck_forward, bottleneck_backward = _bottleneck(layer, backend, shared)
     main = _main(layer, backend, shared)
     widest, inputs = power_of_two(max(layer.out_features)), power_of_two(layer.in_features)
-    narrow = layer.sites * power_of_two(layer.rank)
-    size = layer.dtype.itemsize
+    one_pass = layer.sites == 1 or layer.sites * layer.rank <= (64 if layer.dtype == torch.float32 else 192)
+    narrow = power_of_two(layer.rank) * (layer.sites if one_pass else 1)
+    size, fused = layer.dtype.itemsize, fused_rank(layer.dtype, backend, shared)
     return Plan(
         layer=layer,
         backend=backend,
@@ -119,7 +133,9 @@ def make_plan(layer: Layer, backend: str = "cuda", tf32: bool = False, shared: i
         bottleneck_backward=_staged(_fitted(bottleneck_backward, widest), power_of_two(layer.rank), size, shared),
         linear_backward_input=_fitted(main, widest, inputs),
         branch_weight_backward=_weights(layer, backend, shared),
-        split_backward=layer.rank > FUSED_RANK,
+        one_pass=one_pass,
+        split_forward=layer.dtype == torch.float32 and layer.rank > fused,
+        split_backward=layer.rank > fused,
     )
 
 
@@ -133,18 +149,39 @@ def widest_tile(rank: int) -> int:
     return 128 if rank <= FUSED_RANK else 64
 
 
-def _bottleneck(layer: Layer, backend: str) -> tuple[Tile, Tile]:
-    full = layer.dtype == torch.float32
-    depth = 32 if full else 64
+def _bottleneck(layer: Layer, backend: str, shared: int) -> tuple[Tile, Tile]:
+    """Fewer rows at once where the values of σ would not fit the registers beside each other."""
     if backend == "interpreter":  # small, so that small tests cross the borders of tiles
         return Tile(32, 0, 32, 4, 1), Tile(32, 0, 32, 4, 1)
-    # Full float32 products have no tensor cores to hold them: fewer rows at once.
-    rows = 32 if full and layer.rank > 64 else 64
-    forward = Tile(rows, 0, depth, 4 if layer.rank * layer.sites <= (32 if full else 64) else 8, 3)
-    rows = (64 if layer.rank <= 64 else 32) // (2 if full else 1)
-    if layer.rank > FUSED_RANK:
-        rows = 32
-    return forward, Tile(rows, 0, depth, 4 if layer.rank <= 32 and not full else 8, 3)
+    rank, full, amd = layer.rank, layer.dtype == torch.float32, backend == "hip"
+    depth, room = (32, False) if full else (64, _roomy(backend, shared))
+    rows = 32 if (rank > NARROW_RANK and not room) or (rank > 32 and full) else 64
+    if rank > FUSED_RANK and not room and not amd:
+        rows = 16
+    # A warp of AMD's has 64 lanes: four of them have the registers that eight of NVIDIA's have.
+    few = rank * layer.sites <= (32 if full else 64) or (rank > NARROW_RANK and amd)
+    forward = Tile(rows, 0, depth, 4 if few else 8, 3)
+    rows = 64 if rank <= 32 or (rank <= NARROW_RANK and room) else 32
+    warps = 4 if rank <= 32 or (rank <= NARROW_RANK and amd) else 8
+    if full:  # no tensor cores hold its products; what is split has none
+        rows, warps = (16 if 32 < rank <= NARROW_RANK else 32), 8
+    return forward, Tile(rows, 0, depth, warps, 3)
+
+
+def fused_rank(dtype: torch.dtype, backend: str, shared: int) -> int:
+    """The widest bottleneck that one kernel holds with all of σ's backward.
+
+    Where the tensor cores read both operands from shared memory, as on sm_90 and sm_100, the registers have room for
+    more. Full float32 products have no tensor cores, and their operands are in registers everywhere.
+    """
+    if backend == "interpreter":
+        return FUSED_RANK
+    return FUSED_RANK if dtype != torch.float32 and _roomy(backend, shared) else NARROW_RANK
+
+
+def _roomy(backend: str, shared: int) -> bool:
+    """Whether the operands of a product are in shared memory; the GPUs that can do that have the most of it."""
+    return backend == "cuda" and shared >= 200_000
 
 
 def _main(layer: Layer, backend: str, shared: int) -> Tile:

@@ -15,7 +15,7 @@ from noble_fx.branches import keys
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.codegen.generate import generate
 from noble_fx.codegen.kernels.branch_weights import SPLITS, branch_weights_width
-from noble_fx.codegen.kernels.stages import Gemm, Stage, backward_steps
+from noble_fx.codegen.kernels.stages import Gemm, Stage, Steps, backward_steps, forward_steps
 from noble_fx.codegen.plan import Layer, Plan, make_plan
 from noble_fx.codegen.sigma.in_kernel import tensor_name
 from noble_fx.config import NobleConfig
@@ -103,28 +103,40 @@ def run(plan: Plan, tensors: Tensors) -> Tensors:
     def of(name: str, site: int) -> Tensor:
         return live[layer.name(name, site)]
 
+    def run_steps(steps: Steps) -> list[str]:
+        """Each kernel launched, each GEMM computed; returns the names of the gradients that are products."""
+        for name, width in steps.buffers().items():
+            new(name, (rows, width), dtype=torch.float32)
+        made = []
+        for step in steps.steps:
+            if isinstance(step, Stage):
+                launch(plan, kernels[step.name], rows, live)
+                continue
+            for site in range(layer.sites):
+                live[layer.name(step.out, site)] = _gemm(step, lambda name, site=site: of(name, site))
+                made.append(layer.name(step.out, site))
+        return [name for name in made if name.startswith("d_")]
+
     new("h", (rows, layer.rank), dtype=torch.float32)
     new("t", (rows, layer.rank))
-    launch(plan, kernels["bottleneck_forward"], rows, live)
+    if plan.split_forward:
+        for site in range(layer.sites):
+            bias = live.get(layer.name("down_bias", site))
+            live[layer.name("h", site)] = nn.functional.linear(live["x"], of("down", site), bias).float()
+        run_steps(forward_steps(layer))
+    else:
+        launch(plan, kernels["bottleneck_forward"], rows, live)
     results = new("y", *((rows, columns) for columns in layer.out_features))
     launch(plan, kernels["linear_up_forward"], rows, live)
 
     steps = backward_steps(plan)
     new("t", (rows, layer.rank))  # backward makes it again
     new("dh", (rows, layer.rank))
-    for name, width in steps.buffers().items():
-        new(name, (rows, width), dtype=torch.float32)
     for site in range(layer.sites):
         live[layer.name("dt", site)] = of("dy", site) @ of("up", site)
     row_tiles = -(-rows // plan.bottleneck_backward.rows)
     new("partials", (row_tiles, steps.width), dtype=torch.float32)
-    for step in steps.steps:
-        if isinstance(step, Stage):
-            launch(plan, kernels[step.name], rows, live)
-            continue
-        for site in range(layer.sites):
-            live[layer.name(step.out, site)] = _gemm(step, lambda name, site=site: of(name, site))
-        results += [layer.name(step.out, site) for site in range(layer.sites) if step.out.startswith("d_")]
+    results += run_steps(steps)
     if steps.partials:
         for partial in steps.partials:
             results += new(partial.name, partial.shape)

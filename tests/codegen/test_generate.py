@@ -37,6 +37,7 @@ PLANS = {
         "dtype": torch.float16,
         "bias": False,
     },
+    "cosnet_r96_fp32": {"in_features": 512, "out_features": 512, "rank": 96, "dtype": torch.float32},
     "cosnet_r256_bf16": {"in_features": 4096, "out_features": 4096, "rank": 256},
 }
 

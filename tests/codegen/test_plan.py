@@ -8,6 +8,7 @@ import torch
 from noble_fx.codegen.plan import (
     BACKENDS,
     FUSED_RANK,
+    NARROW_RANK,
     SHARED_BYTES,
     Layer,
     make_plan,
@@ -38,12 +39,33 @@ def test_what_has_no_kernel_says_why():
 def test_tiles_fit(backend, shared, dtype, rank):
     layer = replace(LAYER, rank=rank, dtype=dtype)
     plan = make_plan(layer, backend, shared=shared)
-    assert plan.split_backward == (rank > FUSED_RANK)
+    assert plan.split_backward or rank <= FUSED_RANK
+    assert not plan.split_backward or rank > NARROW_RANK
+    assert plan.split_forward == (plan.split_backward and dtype == torch.float32)
     for tile in (plan.bottleneck_forward, plan.bottleneck_backward, plan.linear_up_forward, plan.linear_backward_input):
         sides = [side for side in (tile.rows, tile.columns, tile.depth) if side]
         assert all(side & (side - 1) == 0 and side >= 16 for side in sides)
         step = (tile.rows + (tile.columns or power_of_two(rank))) * tile.depth * dtype.itemsize
         assert tile.stages == 1 or tile.stages * step <= shared
+
+
+@pytest.mark.parametrize(
+    ("backend", "target", "dtype", "widest"),
+    [
+        ("cuda", "sm_90", torch.bfloat16, 128),
+        ("cuda", "sm_100", torch.float16, 128),
+        ("cuda", "sm_80", torch.bfloat16, 64),
+        ("cuda", "sm_120", torch.bfloat16, 64),
+        ("hip", "gfx950", torch.bfloat16, 64),
+        ("cuda", "sm_90", torch.float32, 64),
+        ("interpreter", "sm_90", torch.float32, 128),
+    ],
+)
+def test_the_widest_bottleneck_of_one_kernel(backend, target, dtype, widest):
+    for rank in (1, widest, widest + 1, 256):
+        plan = make_plan(replace(LAYER, rank=rank, dtype=dtype), backend, shared=SHARED_BYTES[target])
+        assert plan.split_backward == (rank > widest)
+        assert plan.split_forward == (rank > widest and dtype == torch.float32)
 
 
 def test_a_small_layer_gets_small_tiles():

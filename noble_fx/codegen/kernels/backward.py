@@ -4,195 +4,22 @@
     activation_backward_0  … the same in stages, with the vendor's GEMMs between (a wide bottleneck, `stages.py`)
     linear_backward_input  dx = Σ dy W + dh D in one accumulation
 
-Backward keeps x and h only: σ(h) is computed again. Every tile of rows writes its own partial sums and
-`reduce_partials` adds them, so results do not depend on the order in which programs finish.
-
-A stage in which no channel meets another is written for one tile of channels, and the grid walks over them: its lines
-stand there once, not once for every tile of the bottleneck.
+Backward keeps x and h only: σ(h) is computed again.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import fx
-
-from noble_fx.codegen.code import Code
-from noble_fx.codegen.header import backend_line, header
-from noble_fx.codegen.kernel import Argument, Kernel, Operand, moved_bytes, shared_operand, site_operand
+from noble_fx.codegen.kernel import Kernel, shared_operand, site_operand
 from noble_fx.codegen.kernels.product import Out, Term, product
-from noble_fx.codegen.kernels.rows import Narrow, begin_rows, load_rows, narrow_products, store_result
-from noble_fx.codegen.kernels.stages import Partial, Stage, backward_steps
-from noble_fx.codegen.plan import DTYPES, Plan, widest_tile
-from noble_fx.codegen.sigma.formula import formula
-from noble_fx.codegen.sigma.in_kernel import Sigma, tensor_operands
-from noble_fx.codegen.sigma.lower import outputs_of
-from noble_fx.codegen.sigma.operators.pointwise import aten
-from noble_fx.codegen.sigma.tiles import Place, solid
-from noble_fx.codegen.source import Source
+from noble_fx.codegen.kernels.stage_kernel import stage_kernel
+from noble_fx.codegen.kernels.stages import backward_steps
+from noble_fx.codegen.plan import DTYPES, Plan
 
 
 def bottleneck_backward(plan: Plan) -> list[Kernel]:
     """Everything that follows from dy (or, in stages, from dt) and h alone."""
-    return [_stage_kernel(plan, stage) for stage in backward_steps(plan).stages]
-
-
-def _stage_kernel(plan: Plan, stage: Stage) -> Kernel:
-    layer, tile, source = plan.layer, plan.bottleneck_backward, Source()
-    operands = [operand for site in range(layer.sites) for operand in _operands(plan, stage, site)]
-    arguments = [*(operand.pointer for operand in operands), Argument("rows", "i32")]
-    arguments += [operand.stride(0) for operand in operands if operand.tensor == "dy"]
-    sigma = Sigma(plan, source, tile, stage.graph, stage.inputs, results=_results(stage), walk=plan.split_backward)
-    layout = _layout(plan, sigma.low.channel_tiles)
-    source.head(header(_title(plan, stage), formula(layer.act, layer.rank), operands, layout))
-    with source.function(stage.name, arguments):
-        _place(plan, source, arguments, sigma.low.channel_tiles)
-        _body(plan, source, sigma, stage)
-    per_row, once = moved_bytes(operands)
-    return Kernel(
-        name=stage.name,
-        source=str(source),
-        arguments=tuple(arguments),
-        row_tile=tile.rows,
-        blocks=layer.sites * sigma.low.channel_tiles,
-        warps=tile.warps,
-        stages=tile.stages,
-        flops_per_row=0 if plan.split_backward else 2 * layer.rank * sum(layer.out_features),
-        bytes_per_row=per_row,
-        bytes_once=once,
-    )
-
-
-def _body(plan: Plan, source: Source, sigma: Sigma, stage: Stage) -> None:
-    layer, fused = plan.layer, not plan.split_backward
-    if fused:
-        source.paragraph("dt = dy U, accumulated in float32")
-        depth = layer.out_features[0] if len(set(layer.out_features)) == 1 else "columns"
-        outs = [Narrow("dt", "up", tuple(sigma.segments(sigma.inputs["dt"])))]
-        narrow_products(source, plan, plan.bottleneck_backward, "dy", depth, outs, transposed=False)
-    read = [name for name in stage.rows if name != "dt" or not fused]
-    source.paragraph(", ".join(read))
-    for name in read:
-        load_rows(sigma, name)
-    for name in stage.rows:
-        sigma.bind(sigma.inputs[name], name)
-    source.paragraph("σ and its vector–Jacobian product, as PyTorch traced and differentiated them")
-    sigma.low.write()
-    if stage.stores:
-        uses = {"t": "t for dU", "dh": "dh for dD and dx"}
-        source.paragraph(", ".join(uses.get(tensor, f"{tensor} for a GEMM") for _, tensor, _ in stage.stores))
-    for output, tensor, _ in stage.stores:
-        store_result(sigma, output, tensor)
-    _store_partials(plan, source, sigma, stage)
-
-
-def _results(stage: Stage) -> dict[fx.Node, str]:
-    """The names of the results in the kernel: those of the tensors and gradients that they become."""
-    outputs = [_untransposed(node) for node in outputs_of(stage.graph)]
-    gradients = {outputs[at]: partial.name for at, partial in stage.sums if partial.name != "d_down_bias"}
-    return gradients | {outputs[at]: tensor for at, tensor, _ in stage.stores}
-
-
-def _untransposed(node: Any) -> Any:
-    """The value that is named: PyTorch's gradient of a product is transposed there and back, which writes no line."""
-    while node.target is aten.t.default and node.args[0].target is aten.t.default:
-        node = node.args[0].args[0]
-    return node
-
-
-def _title(plan: Plan, stage: Stage) -> str:
-    if not plan.split_backward:
-        return f"{stage.name}: dt = dy U,  (t, dh, dσ) = σ and its vjp at h"
-    results = [name for _, name, _ in stage.stores] + [partial.name for _, partial in stage.sums]
-    return f"{stage.name}: one stage of σ's vjp at h: {', '.join(results)}"
-
-
-def _layout(plan: Plan, channel_tiles: int) -> list[str]:
-    tile = plan.bottleneck_backward
-    steps = "" if plan.split_backward else f", steps of {tile.depth}"
-    channels = f" × {widest_tile(plan.layer.rank)} channels" if channel_tiles > 1 else ""
-    return [
-        f"one program: {tile.rows} rows{channels} of one site{steps}",
-        backend_line(plan, tile.warps, tile.stages),
-    ]
-
-
-def _operands(plan: Plan, stage: Stage, site: int) -> list[Operand]:
-    layer, kind = plan.layer, DTYPES[plan.layer.dtype]
-    steps, columns = backward_steps(plan), layer.out_features[site]
-    stored = {name: width for _, name, width in stage.stores}
-
-    def rows(tensor: str, width: int) -> Operand:
-        own = kind if tensor in ("dy", "t", "dh", "dt") else "fp32"
-        product = tensor.startswith("v_")
-        note = "" if not product else "an operand of the next GEMM" if tensor in stored else "a GEMM's product"
-        return site_operand(layer, site, tensor, own, ("rows", width), written=tensor in stored, note=note)
-
-    operands = []
-    if not plan.split_backward:
-        operands += [rows("dy", columns), site_operand(layer, site, "up", kind, (columns, layer.rank))]
-    operands += [rows(name, stage.width(name)) for name in stage.rows if name != "dt" or plan.split_backward]
-    operands += tensor_operands(layer, stage.graph, stage.inputs, site)
-    operands += [rows(name, width) for name, width in stored.items()]
-    if stage.sums:
-        shape, note = ("row tiles", steps.width), "each tile's share of the gradients, summed by reduce_partials"
-        operands.append(site_operand(layer, site, "partials", "fp32", shape, written=True, note=note))
-    return operands
-
-
-def _place(plan: Plan, source: Source, arguments: list[Argument], channel_tiles: int) -> None:
-    """Which channels, which site, which rows: programs next to each other hold tiles of channels next to each other."""
-    layer, rows, program = plan.layer, plan.bottleneck_backward.rows, "tl.program_id(0)"
-    if channel_tiles > 1:
-        source.paragraph("which channels: no channel meets another here, so a program holds one tile of them")
-        source.line(f"channel_tile = {program} % {channel_tiles}")
-        program = f"{program} // {channel_tiles}"
-    if layer.sites > 1:
-        source.paragraph("which site; its tensors take the names without a number")
-        if channel_tiles > 1:
-            source.line(f"program = {program}")
-            program = "program"
-        source.line(f"row_tiles = tl.cdiv(rows, {rows})")
-        source.line(f"row_tile = {program} % row_tiles")
-        source.line(f"site = {program} // row_tiles")
-        _choose_site(plan, source, arguments)
-    source.paragraph("the rows of this program; what is read past the end is masked in every sum")
-    if layer.sites == 1:
-        source.line(f"row_tile = {program}")
-    begin_rows(source, rows, "row_tile")
-
-
-def _choose_site(plan: Plan, source: Source, arguments: list[Argument]) -> None:
-    layer = plan.layer
-    for site in range(layer.sites):
-        head = f"if site == {site}" if site == 0 else "else" if site == layer.sites - 1 else f"elif site == {site}"
-        with source.block(head):
-            for argument in arguments:
-                if argument.tensor and argument.site == site:
-                    source.line(f"{argument.plain} = {argument.name}")
-            if not plan.split_backward and len(set(layer.out_features)) > 1:
-                source.line(f"columns = {layer.out_features[site]}")
-
-
-def _store_partials(plan: Plan, source: Source, sigma: Sigma, stage: Stage) -> None:
-    if not stage.sums:
-        return
-    source.paragraph("this tile's share of the gradients that are summed over the rows")
-    source.line(f"partials_row_ptr = partials_ptr + row_tile.to(tl.int64) * {backward_steps(plan).width}")
-    for output, partial in stage.sums:
-        value = sigma.low.value(sigma.low.outputs[output])
-        for place in sigma.low.places(value):
-            code = solid(value.tiles[place], place)
-            if partial.name == "d_down_bias":  # of dh itself, not yet summed
-                code = Code.call(f"tl.sum({sigma.low.masked(value, place, [0])}, axis=0)")
-            code = sigma.named(code, partial.name, value, place)
-            _store(source, sigma, partial, place[-len(partial.shape) :] if partial.shape else (), code)
-
-
-def _store(source: Source, sigma: Sigma, partial: Partial, place: Place, code: Code) -> None:
-    base = f"partials_row_ptr + {partial.offset}" if partial.offset else "partials_row_ptr"
-    address, mask = sigma.address(base, place, partial.shape)
-    source.line(f"tl.store({address}, {code}{mask.argument(source.line)})")
+    steps = backward_steps(plan)
+    return [stage_kernel(plan, stage, steps.width) for stage in steps.stages]
 
 
 def linear_backward_input(plan: Plan) -> Kernel:

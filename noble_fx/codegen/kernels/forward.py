@@ -10,8 +10,15 @@ from noble_fx.codegen.code import Code
 from noble_fx.codegen.header import backend_line, header
 from noble_fx.codegen.kernel import Argument, Kernel, Operand, moved_bytes, shared_operand, site_operand
 from noble_fx.codegen.kernels.product import Out, Term, product
-from noble_fx.codegen.kernels.rows import Narrow, begin_rows, narrow_products, store_result, store_rows
-from noble_fx.codegen.plan import DTYPES, Plan
+from noble_fx.codegen.kernels.rows import (
+    Narrow,
+    begin_rows,
+    choose_site,
+    narrow_products,
+    store_result,
+    store_rows,
+)
+from noble_fx.codegen.plan import DTYPES, Layer, Plan
 from noble_fx.codegen.sigma.formula import formula
 from noble_fx.codegen.sigma.in_kernel import Sigma, activation, tensor_name, tensor_operands
 from noble_fx.codegen.sigma.lower import outputs_of
@@ -32,32 +39,36 @@ def bottleneck_forward(plan: Plan) -> Kernel:
             formula(layer.act, layer.rank),
             operands,
             [
-                f"one program: {tile.rows} rows, {layer.sites} site{'s' * (layer.sites > 1)}, steps of {tile.depth}",
+                f"one program: {tile.rows} rows{_held(plan)}, steps of {tile.depth}",
                 backend_line(plan, tile.warps, tile.stages),
             ],
         )
     )
     with source.function("bottleneck_forward", arguments):
+        sites: Sequence[int | None] = range(layer.sites)
+        place = "tl.program_id(0)"
+        if not plan.one_pass:
+            source.paragraph("which site; its tensors take the names without a number")
+            source.line(f"site = {place} % {layer.sites}")
+            choose_site(source, layer, arguments)
+            sites, place = [None], f"({place} // {layer.sites})"
         source.paragraph("the rows of this program; what is read past the end is not stored")
-        begin_rows(source, tile.rows, "tl.program_id(0)")
-        sigmas = []
-        for site in range(layer.sites):
-            results = {outputs_of(graph)[0]: layer.name("t", site)}
-            sigmas.append(Sigma(plan, source, tile, graph, names, site, results))
-        h = [layer.name("h", site) for site in range(layer.sites)]
+        begin_rows(source, tile.rows, place)
+        t = outputs_of(graph)[0]
+        sigmas = [Sigma(plan, source, tile, graph, names, site, {t: _name(layer, "t", site)}) for site in sites]
         segments = tuple(sigmas[0].segments(sigmas[0].inputs["h"]))
         source.paragraph("h = x Dᵀ, accumulated in float32")
-        outs = [Narrow(h[site], layer.name("down", site), segments) for site in range(layer.sites)]
+        outs = [Narrow(_name(layer, "h", site), _name(layer, "down", site), segments) for site in sites]
         narrow_products(source, plan, tile, "x", layer.in_features, outs, transposed=True)
-        for site, sigma in enumerate(sigmas):
-            _site(sigma, h[site], site)
+        for sigma in sigmas:
+            _site(sigma)
     per_row, once = moved_bytes(operands)
     return Kernel(
         name="bottleneck_forward",
         source=str(source),
         arguments=tuple(arguments),
         row_tile=tile.rows,
-        blocks=1,
+        blocks=1 if plan.one_pass else layer.sites,
         warps=tile.warps,
         stages=tile.stages,
         flops_per_row=2 * layer.sites * layer.rank * layer.in_features,
@@ -79,19 +90,28 @@ def _operands(plan: Plan, graph: fx.Graph, names: Sequence[str]) -> list[Operand
     return operands
 
 
-def _site(sigma: Sigma, h: str, site: int) -> None:
+def _name(layer: Layer, tensor: str, site: int | None) -> str:
+    """A site's tensor, by the name without a number where a program has one site."""
+    return tensor if site is None else layer.name(tensor, site)
+
+
+def _held(plan: Plan) -> str:
+    sites = plan.layer.sites
+    return f", {sites} site{'s' * (sites > 1)}" if plan.one_pass else " of one site"
+
+
+def _site(sigma: Sigma) -> None:
     layer, source, node = sigma.plan.layer, sigma.source, sigma.inputs["h"]
+    h, t, bias = (_name(layer, tensor, sigma.site) for tensor in ("h", "t", "down_bias"))
     segments = sigma.segments(node)
     source.paragraph(f"{h}{' with its bias' if layer.down_bias else ''}, for backward")
     for segment in segments:
         name, index = tile_name(h, segment, segments), sigma.low.index(segment)
         if layer.down_bias:
             masked = sigma.low.bound(segment).argument(source.line, "0.0")
-            bias = f"tl.load({layer.name('down_bias', site)}_ptr + {index}{masked}).to(tl.float32)"
-            source.line(f"{name} += {bias}[None, :]")
+            source.line(f"{name} += tl.load({bias}_ptr + {index}{masked}).to(tl.float32)[None, :]")
         store_rows(sigma, h, segment, layer.rank, Code.name(name))
     sigma.bind(node, h)
-    t = layer.name("t", site)
     source.paragraph(f"{t} = σ({h}), as PyTorch traced it")
     sigma.low.write()
     store_result(sigma, 0, t)

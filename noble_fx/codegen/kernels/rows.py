@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from noble_fx.codegen.code import LIVE, Code, Mask
+from noble_fx.codegen.kernel import Argument
 from noble_fx.codegen.kernels.product import dot
-from noble_fx.codegen.plan import Plan, Tile
+from noble_fx.codegen.plan import Layer, Plan, Tile
 from noble_fx.codegen.sigma.axes import Segment
 from noble_fx.codegen.sigma.in_kernel import Sigma
 from noble_fx.codegen.sigma.tiles import channel_numbers, solid, tile_name
@@ -19,6 +20,18 @@ def begin_rows(source: Source, rows: int, program: str) -> None:
     source.line(f"row = {program}.to(tl.int64) * {rows} + tl.arange(0, {rows})")
     source.line("live = row < rows")
     source.line("row_read = tl.minimum(row, rows - 1)[:, None]")
+
+
+def choose_site(source: Source, layer: Layer, arguments: Sequence[Argument], also: Sequence[str] = ()) -> None:
+    """The tensors of the site that this program belongs to take the names without a number; `also`: a line for each."""
+    for site in range(layer.sites):
+        head = f"if site == {site}" if site == 0 else "else" if site == layer.sites - 1 else f"elif site == {site}"
+        with source.block(head):
+            for argument in arguments:
+                if argument.tensor and argument.site == site and argument.plain != argument.name:
+                    source.line(f"{argument.plain} = {argument.name}")
+            if also:
+                source.line(also[site])
 
 
 def load_rows(sigma: Sigma, name: str) -> None:

@@ -29,6 +29,7 @@ class KernelSet:
 
     plan: Plan
     kernels: dict[str, Kernel]
+    whole: bool = True
 
     @property
     def sources(self) -> dict[str, str]:
@@ -36,21 +37,29 @@ class KernelSet:
         return {name: kernel.source for name, kernel in self.kernels.items()}
 
     def compile(self, target: str = "sm_90") -> dict[str, Resources]:
-        """What the compiler makes of each kernel for "sm_80", "sm_90" or "gfx942"; no GPU needed.
+        """What the compiler makes of each kernel for "sm_80", "sm_90", "gfx942" or another target; no GPU needed.
 
         `sources` is what sm_90 gets; for another target the tiles are chosen anew. Raises `KernelError`.
         """
+        there = self.on(target)
+        return compile_kernels(there.plan, there.kernels.values(), target)
+
+    def on(self, target: str) -> KernelSet:
+        """The kernels that a target gets; raises `KernelError` for an unknown one, or where it has other kernels."""
         plan = _plan(self.plan.layer, target)
-        return compile_kernels(
-            plan, [kernel for name, kernel in generate(plan).items() if name in self.kernels], target
-        )
+        kernels = generate(plan)
+        if self.whole:
+            return KernelSet(plan, kernels)
+        if missing := self.kernels.keys() - kernels:
+            raise KernelError(f"{target} does not run {', '.join(missing)}, but {', '.join(kernels)}")
+        return KernelSet(plan, {name: kernels[name] for name in self.kernels}, whole=False)
 
     def only(self, name: str) -> KernelSet:
         """The set with this one kernel; raises `ConfigError` that names the others."""
         if name not in self.kernels:
             names = ", ".join(self.kernels)
             raise ConfigError(f"no kernel {name!r}{nearest(name, self.kernels)}; this layer has {names}")
-        return KernelSet(self.plan, {name: self.kernels[name]})
+        return KernelSet(self.plan, {name: self.kernels[name]}, whole=False)
 
     def write(self, folder: str | Path, overwrite: bool = False) -> None:
         """Write every kernel to `folder` as `NAME.py`; raises `KernelError` where the folder exists or cannot be.
@@ -139,7 +148,7 @@ def resource_table(resources: dict[str, Resources], target: str) -> Table:
     """What the compiler made of each kernel, as a table."""
     shown = _table(target, ("registers", "local B", "shared B", "instructions", "tensor ops", "cosines"))
     for name, kernel in resources.items():
-        matrix = sum(kernel.count(prefix) for prefix in ("HGMMA", "HMMA", "v_mfma"))
+        matrix = sum(kernel.count(prefix) for prefix in ("HGMMA", "HMMA", "UTCHMMA", "v_mfma"))
         cosines = sum(kernel.count(prefix) for prefix in ("MUFU.COS", "v_cos"))
         cells = (kernel.registers, kernel.local_bytes, kernel.shared_bytes, kernel.instructions, matrix, cosines)
         shown.add_row(name, *(f"{cell:,}" for cell in cells))

@@ -29,7 +29,10 @@ from noble_fx.errors import KernelError, nearest
 TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "sm_120": ("cuda", 120, 32),
     "gfx942": ("hip", "gfx942", 64),
+    "gfx950": ("hip", "gfx950", 64),
 }
 # Given and not left to Triton, whose default changes with 3.10: products and sums may become one instruction.
 FP_FUSION = True

@@ -37,6 +37,15 @@ def test_a_group_reads_x_once(columns):
     assert source.count("tl.dot(x_tile, ") == len(columns)
 
 
+def test_a_wide_group_has_a_program_for_each_site():
+    """Together their values would not fit the registers."""
+    branches = [branch_of("cosnet", 100, width) for width in (24, 40)]
+    kernel = bottleneck_forward(make_plan(layer_of(branches)))
+    assert kernel.blocks == 2
+    assert kernel.source.count("tl.dot(x_tile, ") == 1
+    check_group(branches, rows=40)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_y_is_one_accumulation(bias):
     plan = make_plan(layer_of([branch_of("cos", 12)], bias=bias))

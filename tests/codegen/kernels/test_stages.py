@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from noble_fx.codegen.kernels.stages import Gemm, Partial, Stage, backward_steps
+from noble_fx.codegen.generate import generate
+from noble_fx.codegen.kernels.stages import Gemm, Partial, Stage, backward_steps, forward_steps
 from noble_fx.codegen.plan import make_plan
 from noble_fx.errors import KernelError
-from tests.codegen.one_layer import branch_of, layer_of
+from tests.codegen.one_layer import branch_of, check_group, layer_of
 
 
 def steps_of(act, rank: int, preset: str = "reference"):
@@ -48,6 +49,26 @@ def test_a_wide_bottleneck_is_cut_at_its_products():
     assert not backward.right_transposed
     assert forward.bias == "act_mixer_bias"
     assert (weight.out, weight.left_transposed) == ("d_act_mixer_weight", True)
+
+
+def test_a_wide_forward_in_float32_is_cut_at_the_same_products():
+    layer = layer_of([branch_of("cosnet", 100)])
+    first, mixer, second = forward_steps(layer).steps
+    assert (first.name, first.rows) == ("activation_forward_0", ("h",))
+    assert (mixer.right, mixer.right_transposed, mixer.bias) == ("act_mixer_weight", True, "act_mixer_bias")
+    assert (second.name, second.rows, second.stores) == ("activation_forward_1", (mixer.out,), ((0, "t", 100),))
+    kernels = generate(make_plan(layer))
+    assert [name for name in kernels if "forward" in name] == [
+        "activation_forward_0",
+        "activation_forward_1",
+        "linear_up_forward",
+    ]
+
+
+@pytest.mark.parametrize("act", ["cosnet", "swiglu", "gelu"])
+def test_a_wide_layer_in_float32(act):
+    """Cut in both directions, against float64."""
+    check_group([branch_of(act, 136, columns) for columns in (24, 40)])
 
 
 def test_a_stage_reads_only_what_it_needs():

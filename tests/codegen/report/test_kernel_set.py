@@ -55,6 +55,15 @@ def test_compile_reports_every_kernel_for_a_gpu_that_is_not_there(target):
     assert resources["linear_up_forward"].local_bytes == 0
 
 
+def test_another_target_may_run_other_kernels():
+    """What one kernel holds on sm_90 is cut on sm_80."""
+    kernel_set = noble_fx.kernels("cosnet", in_features=256, out_features=256, rank=128)
+    there = kernel_set.on("sm_80").kernels
+    assert "activation_backward_1" in there.keys() - kernel_set.kernels.keys()
+    with pytest.raises(KernelError, match="sm_80 does not run bottleneck_backward, but bottleneck_forward, "):
+        kernel_set.only("bottleneck_backward").compile("sm_80")
+
+
 def test_an_activation_of_ones_own():
     class Square(torch.nn.Module):
         def forward(self, h):
