@@ -90,7 +90,7 @@ def broken_promises(kernel_set: KernelSet, resources: Mapping[str, Resources], t
         broken.append(f"the backward of rank {rank} is not split")
     for name, there in kernels.items():
         stores = len(re.findall(r"tl\.store\(y\w*_ptr", there.source))
-        if stores != (name == "linear_up_forward"):
+        if stores != (name in ("linear_up_forward", "branch_first_forward")):
             broken.append(f"{name}: y is stored in {stores} places")
     return broken
 

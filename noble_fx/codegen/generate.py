@@ -6,6 +6,7 @@ import functools
 
 from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.kernels.backward import bottleneck_backward, linear_backward_input
+from noble_fx.codegen.kernels.branch_first import branch_first_kernels
 from noble_fx.codegen.kernels.branch_weights import branch_weight_backward, reduce_branch_weights
 from noble_fx.codegen.kernels.forward import bottleneck_forward, linear_up_forward
 from noble_fx.codegen.kernels.reduce import Gradient, reduce_partials
@@ -24,6 +25,7 @@ def generate(plan: Plan) -> dict[str, Kernel]:
         linear_backward_input(plan),
         branch_weight_backward(plan),
         reduce_branch_weights(plan),
+        *branch_first_kernels(plan),
     ]
     if partials := backward_steps(plan).partials:
         own, theirs = DTYPES[plan.layer.dtype], DTYPES[plan.layer.act_dtype]

@@ -64,9 +64,19 @@ def check(branch: NobleBranch, rows: int = 45, dtype: torch.dtype = torch.float3
 
 def check_group(branches: Sequence[NobleBranch], rows: int = 45, dtype: torch.dtype = torch.float32) -> None:
     """y and every gradient of layers that read the same x."""
-    torch.manual_seed(0)
     branches = [branch.to(dtype) for branch in branches]
     layer = layer_of(branches, dtype, bias=True)
+    tensors = tensors_of(layer, branches, rows)
+    results, truth = run(make_plan(layer, "interpreter"), tensors), truth_of(layer, branches, tensors)
+    assert results.keys() == truth.keys()
+    for name in truth:
+        near(name, results[name], truth[name], dtype)
+
+
+def tensors_of(layer: Layer, branches: Sequence[NobleBranch], rows: int) -> Tensors:
+    """x, dy and the parameters of every site, by the names of the kernels' arguments."""
+    torch.manual_seed(0)
+    dtype = layer.dtype
     tensors = {"x": torch.randn(rows, layer.in_features).to(dtype)}
     for site, branch in enumerate(branches):
         columns = layer.out_features[site]
@@ -82,10 +92,7 @@ def check_group(branches: Sequence[NobleBranch], rows: int = 45, dtype: torch.dt
         state = {**dict(branch.act.named_parameters()), **dict(branch.act.named_buffers())}
         own |= {tensor_name(name): tensor.detach() for name, tensor in state.items()}
         tensors |= {layer.name(name, site): tensor for name, tensor in own.items()}
-    results, truth = run(make_plan(layer, "interpreter"), tensors), truth_of(layer, branches, tensors)
-    assert results.keys() == truth.keys()
-    for name in truth:
-        near(name, results[name], truth[name], dtype)
+    return tensors
 
 
 def run(plan: Plan, tensors: Tensors) -> Tensors:

@@ -181,9 +181,12 @@ def stores_of_y(sources: dict[str, str]) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def test_y_is_stored_in_one_place_of_one_kernel(plan):
+def test_each_way_stores_y_in_one_place_of_one_kernel(plan):
     sources = {path.stem: path.read_text(encoding="utf-8") for path in (FOLDER / plan).glob("*.py")}
-    assert stores_of_y(sources) == {"linear_up_forward": 1}
+    sites = len(sites) if isinstance(sites := PLANS[plan]["out_features"], tuple) else 1
+    ways = {"linear_up_forward": 1, "branch_first_forward": sites}
+    assert stores_of_y(sources) == {name: count for name, count in ways.items() if name in sources}
+    assert "linear_up_forward" in sources
     twice = sources["linear_up_forward"].replace("    tl.store(", "    tl.store(y_ptr + row, acc)\n    tl.store(")
     assert stores_of_y({"linear_up_forward": twice}) == {"linear_up_forward": 2}
 
@@ -197,6 +200,9 @@ def test_all_kernels_of_a_plan():
         "linear_backward_input",
         "branch_weight_backward",
         "reduce_branch_weights",
+        "branch_first_forward",
+        "branch_first_backward",
+        "branch_first_input",
     ]  # the identity has no parameters, and without d there is nothing to sum over the rows
     with_d = generate(make_plan(replace(layer, down_bias=True)))
     assert "reduce_partials" in with_d

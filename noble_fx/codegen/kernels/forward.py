@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import fx
 
@@ -28,56 +28,75 @@ from noble_fx.codegen.source import Source
 
 def bottleneck_forward(plan: Plan) -> Kernel:
     """h = x Dᵀ + d and t = σ(h), for every site of x in one pass over it."""
+    layer = plan.layer
+
+    def written(site: int) -> list[Operand]:
+        return [site_operand(layer, site, "t", DTYPES[layer.dtype], ("rows", layer.rank), written=True)]
+
+    def store(sigma: Sigma, t: str) -> None:
+        store_result(sigma, 0, t)
+
+    return bottleneck(plan, "bottleneck_forward", "t = σ(h)", written, store)
+
+
+def bottleneck(
+    plan: Plan,
+    name: str,
+    title: str,
+    tensors: Callable[[int], list[Operand]],
+    finish: Callable[[Sigma, str], None],
+    flops: int = 0,
+) -> Kernel:
+    """A kernel that makes h, written, and t = σ(h), which `finish` turns into `tensors` of each site."""
     layer, tile, source = plan.layer, plan.bottleneck_forward, Source()
     program = activation(layer)
     graph, names = program.forward.graph, ("h", *map(tensor_name, program.names))
-    operands = _operands(plan, graph, names)
+    operands = _operands(plan, graph, names, tensors)
     arguments = [*(operand.pointer for operand in operands), Argument("rows", "i32"), operands[0].stride(0)]
-    source.head(
-        header(
-            f"bottleneck_forward: {'h = x Dᵀ + d' if layer.down_bias else 'h = x Dᵀ'},  t = σ(h)",
-            formula(layer.act, layer.rank),
-            operands,
-            [
-                f"one program: {tile.rows} rows{_held(plan)}, steps of {tile.depth}",
-                backend_line(plan, tile.warps, tile.stages),
-            ],
-        )
-    )
-    with source.function("bottleneck_forward", arguments):
+    layout = [
+        f"one program: {tile.rows} rows{_held(plan)}, steps of {tile.depth}",
+        backend_line(plan, tile.warps, tile.stages),
+    ]
+    h = "h = x Dᵀ + d" if layer.down_bias else "h = x Dᵀ"
+    source.head(header(f"{name}: {h},  {title}", formula(layer.act, layer.rank), operands, layout))
+    with source.function(name, arguments):
         sites: Sequence[int | None] = range(layer.sites)
         place = "tl.program_id(0)"
         if not plan.one_pass:
             source.paragraph("which site; its tensors take the names without a number")
             source.line(f"site = {place} % {layer.sites}")
-            choose_site(source, layer, arguments)
+            named = any(operand.tensor == "y" for operand in operands)
+            choose_site(source, layer, arguments, [f"columns = {n}" for n in layer.out_features] if named else ())
             sites, place = [None], f"({place} // {layer.sites})"
         source.paragraph("the rows of this program; what is read past the end is not stored")
         begin_rows(source, tile.rows, place)
         t = outputs_of(graph)[0]
-        sigmas = [Sigma(plan, source, tile, graph, names, site, {t: _name(layer, "t", site)}) for site in sites]
+        sigmas = [Sigma(plan, source, tile, graph, names, site, {t: site_name(layer, "t", site)}) for site in sites]
         segments = tuple(sigmas[0].segments(sigmas[0].inputs["h"]))
         source.paragraph("h = x Dᵀ, accumulated in float32")
-        outs = [Narrow(_name(layer, "h", site), _name(layer, "down", site), segments) for site in sites]
+        outs = [Narrow(site_name(layer, "h", site), site_name(layer, "down", site), segments) for site in sites]
         narrow_products(source, plan, tile, "x", layer.in_features, outs, transposed=True)
         for sigma in sigmas:
             _site(sigma)
+            finish(sigma, site_name(layer, "t", sigma.site))
     per_row, once = moved_bytes(operands)
     return Kernel(
-        name="bottleneck_forward",
+        name=name,
         source=str(source),
         arguments=tuple(arguments),
         row_tile=tile.rows,
         blocks=1 if plan.one_pass else layer.sites,
         warps=tile.warps,
         stages=tile.stages,
-        flops_per_row=2 * layer.sites * layer.rank * layer.in_features,
+        flops_per_row=2 * layer.sites * layer.rank * layer.in_features + flops,
         bytes_per_row=per_row,
         bytes_once=once,
     )
 
 
-def _operands(plan: Plan, graph: fx.Graph, names: Sequence[str]) -> list[Operand]:
+def _operands(
+    plan: Plan, graph: fx.Graph, names: Sequence[str], tensors: Callable[[int], list[Operand]]
+) -> list[Operand]:
     layer, kind, rank = plan.layer, DTYPES[plan.layer.dtype], plan.layer.rank
     operands = [shared_operand("x", kind, ("rows", layer.in_features))]
     for site in range(layer.sites):
@@ -86,11 +105,11 @@ def _operands(plan: Plan, graph: fx.Graph, names: Sequence[str]) -> list[Operand
             operands.append(site_operand(layer, site, "down_bias", kind, (rank,)))
         operands += tensor_operands(layer, graph, names, site)
         operands.append(site_operand(layer, site, "h", "fp32", ("rows", rank), written=True, note="kept for backward"))
-        operands.append(site_operand(layer, site, "t", kind, ("rows", rank), written=True))
+        operands += tensors(site)
     return operands
 
 
-def _name(layer: Layer, tensor: str, site: int | None) -> str:
+def site_name(layer: Layer, tensor: str, site: int | None) -> str:
     """A site's tensor, by the name without a number where a program has one site."""
     return tensor if site is None else layer.name(tensor, site)
 
@@ -102,7 +121,7 @@ def _held(plan: Plan) -> str:
 
 def _site(sigma: Sigma) -> None:
     layer, source, node = sigma.plan.layer, sigma.source, sigma.inputs["h"]
-    h, t, bias = (_name(layer, tensor, sigma.site) for tensor in ("h", "t", "down_bias"))
+    h, t, bias = (site_name(layer, tensor, sigma.site) for tensor in ("h", "t", "down_bias"))
     segments = sigma.segments(node)
     source.paragraph(f"{h}{' with its bias' if layer.down_bias else ''}, for backward")
     for segment in segments:
@@ -114,7 +133,6 @@ def _site(sigma: Sigma) -> None:
     sigma.bind(node, h)
     source.paragraph(f"{t} = σ({h}), as PyTorch traced it")
     sigma.low.write()
-    store_result(sigma, 0, t)
 
 
 def linear_up_forward(plan: Plan) -> Kernel:

@@ -14,6 +14,8 @@ from noble_fx.codegen.sigma.in_kernel import Sigma
 from noble_fx.codegen.sigma.tiles import channel_numbers, solid, tile_name
 from noble_fx.codegen.source import Source
 
+WIDE_COLUMNS = 64  # of the tile that `wide_product` has in registers
+
 
 def begin_rows(source: Source, rows: int, program: str) -> None:
     """The row numbers of this program; reads past the end are clamped, and `live` masks what they compute."""
@@ -60,6 +62,48 @@ def store_rows(sigma: Sigma, tensor: str, segment: Segment, width: int, code: Co
     mask = LIVE & sigma.low.bound(segment, "[None, :]")
     address = f"{tensor}_ptr + row[:, None] * {width} + {sigma.low.index(segment)}[None, :]"
     sigma.source.line(f"tl.store({address}, {code}, mask={mask})")
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A wide result of a narrow value: value [rows, r] · right (+ bias) -> result [rows, columns].
+
+    `transposed`: right is stored [columns, r], as U is; else [r, columns], as D is. `columns` may be a variable.
+    """
+
+    right: str
+    result: str
+    columns: int | str
+    transposed: bool
+    bias: str = ""
+
+
+def wide_product(sigma: Sigma, output: int, name: str, wide: Wide) -> None:
+    """A result of σ's graph times a matrix, one tile of columns at a time: no more than that is in registers."""
+    plan, source, rank = sigma.plan, sigma.source, sigma.plan.layer.rank
+    value, parts = sigma.low.value(sigma.low.outputs[output]), []
+    for place in sigma.low.places(value):
+        part = "_".join([name, "part", *sigma.low.cut(value, place)])
+        cast = "" if plan.exact else f".to({wide.right}_ptr.dtype.element_ty)"
+        source.line(f"{part} = {sigma.low.masked(value, place, [1]).grouped}{cast}")
+        parts.append((part, sigma.low.index(place[1]), sigma.low.bound(place[1], "[:, None]")))
+    ragged = isinstance(wide.columns, str) or wide.columns % WIDE_COLUMNS != 0
+    with source.block(f"for start in range(0, {wide.columns}, {WIDE_COLUMNS})"):
+        source.line(f"column = start + tl.arange(0, {WIDE_COLUMNS})")
+        source.line(f"column_read = {f'tl.minimum(column, {wide.columns} - 1)' if ragged else 'column'}")
+        for part, index, bound in parts:
+            address = f"column_read[None, :] * {rank} + {index}[:, None]"
+            if not wide.transposed:
+                address = f"{index}[:, None] * {wide.columns} + column_read[None, :]"
+            masked = bound.argument(source.line, "0.0")
+            source.line(f"{wide.right}_tile = tl.load({wide.right}_ptr + {address}{masked})")
+            acc = "" if part == parts[0][0] else "acc"
+            source.line(f"acc = {dot(plan, part, f'{wide.right}_tile', acc)}")
+        if wide.bias:
+            source.line(f"acc += tl.load({wide.bias}_ptr + column_read).to(tl.float32)[None, :]")
+        mask = LIVE & (Mask.where(f"column[None, :] < {wide.columns}") if ragged else Mask())
+        address = f"{wide.result}_ptr + row[:, None] * {wide.columns} + column[None, :]"
+        source.line(f"tl.store({address}, acc.to({wide.result}_ptr.dtype.element_ty), mask={mask})")
 
 
 def clamped(index: str, segment: Segment) -> str:

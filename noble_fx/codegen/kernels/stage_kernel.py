@@ -7,14 +7,24 @@ stand there once, not once for every tile of the bottleneck. Every tile of rows 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
 
 from noble_fx.codegen.code import Code
 from noble_fx.codegen.header import backend_line, header
-from noble_fx.codegen.kernel import Argument, Kernel, Operand, moved_bytes, site_operand
-from noble_fx.codegen.kernels.rows import Narrow, begin_rows, choose_site, load_rows, narrow_products, store_result
+from noble_fx.codegen.kernel import Argument, Kernel, Operand, moved_bytes, shared_operand, site_operand
+from noble_fx.codegen.kernels.rows import (
+    Narrow,
+    Wide,
+    begin_rows,
+    choose_site,
+    load_rows,
+    narrow_products,
+    store_result,
+    wide_product,
+)
 from noble_fx.codegen.kernels.stages import Partial, Stage
 from noble_fx.codegen.plan import DTYPES, Plan, widest_tile
 from noble_fx.codegen.sigma.formula import formula
@@ -25,29 +35,41 @@ from noble_fx.codegen.sigma.tiles import Place, solid
 from noble_fx.codegen.source import Source
 
 
-def stage_kernel(plan: Plan, stage: Stage, width: int = 0) -> Kernel:
-    """A stage as a kernel; `width`: numbers in a row of the partial sums of all its graph's stages."""
+def stage_kernel(plan: Plan, stage: Stage, width: int = 0, input_too: bool = False) -> Kernel:
+    """A stage as a kernel; `width`: numbers in a row of the partial sums of all its graph's stages.
+
+    `input_too`: of one site, dx0 = dh D as well, as `branch_first_backward`.
+    """
     layer, tile, source = plan.layer, plan.bottleneck_backward, Source()
+    name, kind, inputs = "branch_first_backward" if input_too else stage.name, DTYPES[layer.dtype], layer.in_features
     operands = [operand for site in range(layer.sites) for operand in _operands(plan, stage, site, width)]
+    if input_too:
+        note = "dx0, to which the vendor's GEMM adds dy W"
+        operands.append(site_operand(layer, 0, "down", kind, (layer.rank, inputs)))
+        operands.append(replace(shared_operand("dx", kind, ("rows", inputs), written=True), note=note))
     arguments = [*(operand.pointer for operand in operands), Argument("rows", "i32")]
     arguments += [operand.stride(0) for operand in operands if operand.tensor == "dy"]
     sigma = Sigma(plan, source, tile, stage.graph, stage.inputs, results=_results(stage), walk=not stage.fused)
     layout = _layout(plan, stage, sigma.low.channel_tiles)
-    source.head(header(_title(stage), formula(layer.act, layer.rank), operands, layout))
-    with source.function(stage.name, arguments):
+    title = f"{name}{_title(stage)}{',  dx0 = dh D' if input_too else ''}"
+    source.head(header(title, formula(layer.act, layer.rank), operands, layout))
+    with source.function(name, arguments):
         _place(plan, source, stage, arguments, sigma.low.channel_tiles)
         _body(plan, source, sigma, stage)
         _store_partials(source, sigma, stage, width)
+        if input_too:
+            source.paragraph("dx0 = dh D, one tile of columns at a time")
+            wide_product(sigma, 1, "dh", Wide("down", "dx", inputs, transposed=False))
     per_row, once = moved_bytes(operands)
     return Kernel(
-        name=stage.name,
+        name=name,
         source=str(source),
         arguments=tuple(arguments),
         row_tile=tile.rows,
         blocks=layer.sites * sigma.low.channel_tiles,
         warps=tile.warps,
         stages=tile.stages,
-        flops_per_row=0 if not stage.fused else 2 * layer.rank * sum(layer.out_features),
+        flops_per_row=2 * layer.rank * (stage.fused * sum(layer.out_features) + input_too * inputs),
         bytes_per_row=per_row,
         bytes_once=once,
     )
@@ -91,10 +113,10 @@ def _untransposed(node: Any) -> Any:
 
 def _title(stage: Stage) -> str:
     if stage.fused:
-        return f"{stage.name}: dt = dy U,  (t, dh, dσ) = σ and its vjp at h"
+        return ": dt = dy U,  (t, dh, dσ) = σ and its vjp at h"
     results = [name for _, name, _ in stage.stores] + [partial.name for _, partial in stage.sums]
     graph = "σ's vjp" if stage.name.startswith("activation_backward") else "σ"
-    return f"{stage.name}: one stage of {graph} at h: {', '.join(results)}"
+    return f": one stage of {graph} at h: {', '.join(results)}"
 
 
 def _layout(plan: Plan, stage: Stage, channel_tiles: int) -> list[str]:
