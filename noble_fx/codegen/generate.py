@@ -26,6 +26,7 @@ def generate(plan: Plan) -> dict[str, Kernel]:
         branch_weight_backward(plan),
         reduce_branch_weights(plan),
         *branch_first_kernels(plan),
+        *([linear_up_forward(plan, tma=True), linear_backward_input(plan, tma=True)] if plan.tma else []),
     ]
     if partials := backward_steps(plan).partials:
         own, theirs = DTYPES[plan.layer.dtype], DTYPES[plan.layer.act_dtype]

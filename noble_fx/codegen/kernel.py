@@ -92,6 +92,7 @@ class Kernel:
 
     The grid has one dimension: `ceil(rows / row_tile) * blocks`, or `blocks` where `row_tile` is 0. FLOPs and bytes
     (each tensor once) are the floor of what it does: per row, and once for what does not grow with the rows.
+    `persistent`: fewer programs do as well, each of which then walks over several tiles.
     """
 
     name: str
@@ -104,9 +105,11 @@ class Kernel:
     flops_per_row: int = 0
     bytes_per_row: int = 0
     bytes_once: int = 0
+    persistent: bool = False
 
-    def programs(self, rows: int) -> int:
-        """How many programs one launch starts."""
+    def programs(self, rows: int, most: int | None = None) -> int:
+        """How many programs one launch starts; `most`: of one that is persistent, as a GPU has multiprocessors."""
         if not self.row_tile:
             return self.blocks
-        return -(-rows // self.row_tile) * self.blocks
+        programs = -(-rows // self.row_tile) * self.blocks
+        return min(programs, most) if self.persistent and most else programs

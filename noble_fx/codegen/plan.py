@@ -26,6 +26,7 @@ SHARED_BYTES = {
     "gfx942": 65_536,
     "gfx950": 163_840,
 }
+TMA_TARGETS = ("sm_90", "sm_100", "sm_120")
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -74,6 +75,7 @@ class Plan:
     `precision`: of float32 products, "ieee" or "tf32". `split_backward`: dt and the gradients of σ's matrices come
     from the vendor's GEMM, because one kernel would spill; `split_forward`: h and the products with them do.
     `one_pass`: a program of `bottleneck_forward` holds all sites and reads x once; else it has one site of them.
+    `tma`: there are products by tensor descriptors, too.
     """
 
     layer: Layer
@@ -87,6 +89,7 @@ class Plan:
     one_pass: bool
     split_forward: bool
     split_backward: bool
+    tma: bool = False
 
     @property
     def exact(self) -> bool:
@@ -109,8 +112,12 @@ def why_not(layer: Layer) -> Refusal | None:
     return None
 
 
-def make_plan(layer: Layer, backend: str = "cuda", tf32: bool = False, shared: int = SHARED_BYTES["sm_80"]) -> Plan:
+def make_plan(
+    layer: Layer, backend: str = "cuda", tf32: bool = False, shared: int = SHARED_BYTES["sm_80"], tma: bool = False
+) -> Plan:
     """The plan for a layer on a GPU with `shared` bytes of shared memory a block; raises `KernelError` with the reason.
+
+    `tma`: the GPU copies by tensor descriptors (compute capability 9 and later).
 
     Tiles were chosen by the compiler's own report (registers, local memory, instructions; no GPU needed).
     """
@@ -136,7 +143,14 @@ def make_plan(layer: Layer, backend: str = "cuda", tf32: bool = False, shared: i
         one_pass=one_pass,
         split_forward=layer.dtype == torch.float32 and layer.rank > fused,
         split_backward=layer.rank > fused,
+        tma=tma and _described(layer),
     )
+
+
+def _described(layer: Layer) -> bool:
+    """Whether rows of every tensor are multiples of 16 bytes, of 16-bit numbers: full float32 gains nothing by it."""
+    sizes = (layer.in_features, layer.rank, *layer.out_features)
+    return layer.dtype.itemsize == 2 and all(size % 8 == 0 for size in sizes)
 
 
 def power_of_two(size: int) -> int:

@@ -138,7 +138,7 @@ def test_a_header_lists_exactly_the_tensors_that_are_arguments(form):
         assert len(set(read + written)) == len(read + written), name
         body = source[source.index(f"def {name}(") :]
         assert all(loaded(body, tensor) for tensor in read), name
-        assert "tl.store(" in body
+        assert re.search(r"tl\.store\(|^ +\w+\.store\(", body, re.MULTILINE)
 
 
 def listed(header: str) -> tuple[list[str], list[str]]:
@@ -185,6 +185,8 @@ def test_each_way_stores_y_in_one_place_of_one_kernel(plan):
     sources = {path.stem: path.read_text(encoding="utf-8") for path in (FOLDER / plan).glob("*.py")}
     sites = len(sites) if isinstance(sites := PLANS[plan]["out_features"], tuple) else 1
     ways = {"linear_up_forward": 1, "branch_first_forward": sites}
+    if "linear_up_forward_tma" in sources:
+        assert sources["linear_up_forward_tma"].count(".store([row, column]") == sites
     assert stores_of_y(sources) == {name: count for name, count in ways.items() if name in sources}
     assert "linear_up_forward" in sources
     twice = sources["linear_up_forward"].replace("    tl.store(", "    tl.store(y_ptr + row, acc)\n    tl.store(")

@@ -13,6 +13,7 @@ from noble_fx.codegen.kernel import Kernel, shared_operand, site_operand
 from noble_fx.codegen.kernels.product import Out, Term, product
 from noble_fx.codegen.kernels.stage_kernel import stage_kernel
 from noble_fx.codegen.kernels.stages import backward_steps
+from noble_fx.codegen.kernels.tma import product_tma
 from noble_fx.codegen.plan import DTYPES, Plan
 
 
@@ -22,8 +23,8 @@ def bottleneck_backward(plan: Plan) -> list[Kernel]:
     return [stage_kernel(plan, stage, steps.width) for stage in steps.stages]
 
 
-def linear_backward_input(plan: Plan) -> Kernel:
-    """dx = Σ over the sites of dy W + dh D, in one accumulation."""
+def linear_backward_input(plan: Plan, tma: bool = False) -> Kernel:
+    """dx = Σ over the sites of dy W + dh D, in one accumulation; `tma`: by tensor descriptors."""
     layer, kind, inputs, rank = plan.layer, DTYPES[plan.layer.dtype], plan.layer.in_features, plan.layer.rank
     terms = []
     for site, columns in enumerate(layer.out_features):
@@ -35,4 +36,6 @@ def linear_backward_input(plan: Plan) -> Kernel:
         terms.append(Term(dh, down, rank, transposed=False, strided=False))
     out = Out(shared_operand("dx", kind, ("rows", inputs), written=True), inputs, tuple(terms))
     title = "dx = dy W + dh D" if layer.sites == 1 else "dx = Σ (dy W + dh D) over the sites"
+    if tma:
+        return product_tma(plan, plan.linear_backward_input, "linear_backward_input_tma", title, (out,))
     return product(plan, plan.linear_backward_input, "linear_backward_input", title, (out,))

@@ -18,6 +18,7 @@ from noble_fx.codegen.kernels.rows import (
     store_result,
     store_rows,
 )
+from noble_fx.codegen.kernels.tma import product_tma
 from noble_fx.codegen.plan import DTYPES, Layer, Plan
 from noble_fx.codegen.sigma.formula import formula
 from noble_fx.codegen.sigma.in_kernel import Sigma, activation, tensor_name, tensor_operands
@@ -135,8 +136,8 @@ def _site(sigma: Sigma) -> None:
     sigma.low.write()
 
 
-def linear_up_forward(plan: Plan) -> Kernel:
-    """y = x Wᵀ + b + t Uᵀ in one accumulation, for every site in one launch."""
+def linear_up_forward(plan: Plan, tma: bool = False) -> Kernel:
+    """y = x Wᵀ + b + t Uᵀ in one accumulation, for every site in one launch; `tma`: by tensor descriptors."""
     layer, kind, inputs, rank = plan.layer, DTYPES[plan.layer.dtype], plan.layer.in_features, plan.layer.rank
     x = shared_operand("x", kind, ("rows", inputs))
 
@@ -155,4 +156,6 @@ def linear_up_forward(plan: Plan) -> Kernel:
 
     outs = tuple(out(site) for site in range(layer.sites))
     title = "y = x Wᵀ + b + t Uᵀ" if layer.bias else "y = x Wᵀ + t Uᵀ"
+    if tma:
+        return product_tma(plan, plan.linear_up_forward, "linear_up_forward_tma", title, outs)
     return product(plan, plan.linear_up_forward, "linear_up_forward", title, outs)

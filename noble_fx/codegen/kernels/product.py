@@ -16,7 +16,7 @@ from noble_fx.codegen.kernel import Argument, Kernel, Operand, moved_bytes
 from noble_fx.codegen.plan import Plan, Tile, power_of_two
 from noble_fx.codegen.source import Source
 
-_SWEEP = 8  # row tiles that neighbouring programs share before the next column tile: W stays in the cache
+SWEEP = 8  # row tiles that neighbouring programs share before the next column tile: W stays in the cache
 
 Show = Callable[[Operand], str]  # what the body calls a tensor
 
@@ -98,13 +98,13 @@ def product(plan: Plan, tile: Tile, name: str, title: str, outs: tuple[Out, ...]
 
 
 def _place(source: Source, tile: Tile, columns: int) -> None:
-    source.paragraph(f"which tile: {_SWEEP} tiles of rows, then the next tile of columns")
+    source.paragraph(f"which tile: {SWEEP} tiles of rows, then the next tile of columns")
     source.line("program = tl.program_id(0)")
     source.line(f"row_tiles = tl.cdiv(rows, {tile.rows})")
-    source.line(f"sweep = program // {_SWEEP * columns}")
-    source.line(f"sweep_rows = tl.minimum(row_tiles - sweep * {_SWEEP}, {_SWEEP})")
-    source.line(f"place = program % {_SWEEP * columns}")
-    source.line(f"row_tile = sweep * {_SWEEP} + place % sweep_rows")
+    source.line(f"sweep = program // {SWEEP * columns}")
+    source.line(f"sweep_rows = tl.minimum(row_tiles - sweep * {SWEEP}, {SWEEP})")
+    source.line(f"place = program % {SWEEP * columns}")
+    source.line(f"row_tile = sweep * {SWEEP} + place % sweep_rows")
     source.line("column_tile = place // sweep_rows")
 
 

@@ -12,7 +12,7 @@ from noble_fx.branches.noble import NobleBranch
 from noble_fx.codegen.generate import generate
 from noble_fx.codegen.header import LICENSE
 from noble_fx.codegen.kernel import Kernel
-from noble_fx.codegen.plan import DTYPES, SHARED_BYTES, Layer, Plan, make_plan
+from noble_fx.codegen.plan import DTYPES, SHARED_BYTES, TMA_TARGETS, Layer, Plan, make_plan
 from noble_fx.codegen.report.resources import Resources, backend_of, compile_kernels
 from noble_fx.config import NobleConfig, NoblePreset
 from noble_fx.errors import ConfigError, KernelError, Refusal, nearest, printable
@@ -141,7 +141,7 @@ def kernels(
 
 
 def _plan(layer: Layer, target: str) -> Plan:
-    return make_plan(layer, backend_of(target), shared=SHARED_BYTES[target])
+    return make_plan(layer, backend_of(target), shared=SHARED_BYTES[target], tma=target in TMA_TARGETS)
 
 
 def resource_table(resources: dict[str, Resources], target: str) -> Table:
