@@ -59,9 +59,17 @@ def kernels_on_cpu(cache: Path) -> Iterator[list[str]]:
 
 
 def take(monkeypatch: pytest.MonkeyPatch, variant: Variant) -> None:
-    """Every choice from now on is this variant: of the product, and of the branch's weight gradients."""
+    """Every choice from now on is this variant, where there is such a one: of the product, and of the branch's weight
+    gradients."""
+    variants_of = LayerKernels.forward_variants
+
+    def forward_variants(self: LayerKernels) -> tuple[list[Variant], Variant]:
+        variants, default = variants_of(self)
+        chosen = variant[:1] if variant[:1] in variants else default
+        return [chosen], chosen
+
     routes.forget()
-    monkeypatch.setattr(LayerKernels, "forward_variants", lambda self: ([variant[:1]], variant[:1]))
+    monkeypatch.setattr(LayerKernels, "forward_variants", forward_variants)
     monkeypatch.setattr(LayerKernels, "backward_variants", lambda self, needs: ([variant], variant))
 
 

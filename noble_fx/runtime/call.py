@@ -126,7 +126,18 @@ class Cast:
         tensors[self.out] = tensors[self.of].to(self.dtype)
 
 
-Operator = Product | Plain | ColumnSum | Cast  # a step that PyTorch runs
+@dataclass(frozen=True)
+class Stack:
+    """out [sites, ..] = tensors of one shape, one after the other."""
+
+    out: int
+    of: tuple[int, ...]
+
+    def __call__(self, tensors: list[Any]) -> None:
+        tensors[self.out] = torch.stack([tensors[at] for at in self.of])
+
+
+Operator = Product | Plain | ColumnSum | Cast | Stack  # a step that PyTorch runs
 Step = Launch | Operator
 
 

@@ -2,14 +2,17 @@
 
     forward    bottleneck_forward              x -> h, t = σ(h)
                linear_up_forward               y = x Wᵀ + b + t Uᵀ           or the vendor's GEMM, then y += t Uᵀ
+                                                                              or y = t Uᵀ + b, then the vendor adds x Wᵀ
     backward   bottleneck_backward             dy, h -> t, dh, and what each tile of rows adds to d and σ's parameters
                reduce_partials                 the sums of those
                linear_backward_input           dx = Σ dy W + dh D            or the vendor's GEMMs, accumulating
+                                                                              or dx = dh D, then the vendor adds dy W
                the vendor's GEMM               dW = dyᵀ x
                branch_weight_backward          dU = dyᵀ t, dD = dhᵀ x, db    or the vendor's GEMMs, and a sum
 
-A variant is a tuple of words, one for each "or": "kernel" or "vendor". The tensors of a layer go by the names that the
-kernels give them: "x", "weight", "act_phase", and with a number behind them where several sites share a launch.
+A variant is a tuple of words, one for each choice: "kernel", "vendor", "branch first". The tensors of a layer go by the
+names that the kernels give them: "x", "weight", "act_phase", and with a number behind them where several sites share a
+launch.
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ from noble_fx.codegen.cache import plan_name
 from noble_fx.codegen.generate import generate
 from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.kernels.branch_weights import SPLITS, branch_weights_width
-from noble_fx.codegen.kernels.stages import Gemm, Stage, backward_steps
+from noble_fx.codegen.kernels.stages import Gemm, Stage, Steps, backward_steps, forward_steps
 from noble_fx.codegen.plan import Layer, Plan, make_plan
 from noble_fx.codegen.sigma.in_kernel import activation, tensor_name
 from noble_fx.runtime.autotune import Variant
-from noble_fx.runtime.call import Call, CallBuilder, Cast, ColumnSum, Plain
+from noble_fx.runtime.call import Call, CallBuilder, Cast, ColumnSum, Plain, Stack
 
-KERNEL, VENDOR = "kernel", "vendor"
+KERNEL, VENDOR, FIRST = "kernel", "vendor", "branch first"
 # Up to this depth of the main product the pass over y that a second product costs weighs more than the 3 to 14 % that
 # a Triton GEMM loses to the vendor's on Hopper: 4 N bytes at 4.8 TB/s against a tenth of 2 K N FLOPs at 700 TFLOP/s.
 _DEEP = 2048
@@ -71,34 +74,61 @@ class LayerKernels:
 
     def forward_variants(self) -> tuple[list[Variant], Variant]:
         """Every variant of forward, and the default."""
-        return [(KERNEL,), (VENDOR,)], (self._product(self.layer.in_features),)
+        first = [(FIRST,)] if "branch_first_forward" in self.kernels else []
+        return [(KERNEL,), (VENDOR,), *first], (self._product(self.layer.in_features),)
 
     def forward(self, operands: Named, variant: Variant, keep_h: bool = True) -> Call:
         """x [S, K] and the layer's tensors -> "y" [S, N] of each site, and "h" [S, r] ([G, S, r] of a group)."""
         (product,) = variant
         call, layer = self._begin(operands), self.layer
-        self._bottleneck_h(call, scratch=not keep_h)
+        if not self.plan.split_forward:
+            self._bottleneck_h(call, scratch=not keep_h)
+        if product == FIRST:
+            self._branch_first(call)
+        else:
+            self._bottleneck_forward(call)
+            self._add_branch(call, product)
+        y_of_sites = {name: name for name in (layer.name("y", site) for site in self.sites)}
+        return call.finish(y_of_sites | ({"h": "h"} if keep_h else {}))
+
+    def _bottleneck_forward(self, call: CallBuilder) -> None:
+        """h and t of each site."""
         for site in self.sites:
-            call.buffer(layer.name("t", site), ("rows", layer.rank), layer.dtype)
-        call.launch("bottleneck_forward")
+            call.buffer(self.layer.name("t", site), ("rows", self.layer.rank), self.layer.dtype)
+        if self.plan.split_forward:
+            self._split_forward(call)
+        else:
+            call.launch("bottleneck_forward")
+
+    def _add_branch(self, call: CallBuilder, product: str) -> None:
+        """y = x Wᵀ + b + t Uᵀ, in one accumulation or by the vendor's two."""
         for site in self.sites:
-            names = ("y", "x", "weight", "bias", "t", "up")
-            y, _, weight, bias, t, up = (layer.name(name, site) for name in names)
+            y, weight, bias, t, up = (self.layer.name(name, site) for name in ("y", "weight", "bias", "t", "up"))
             if product == KERNEL:
-                call.buffer(y, ("rows", layer.out_features[site]), layer.dtype, scratch=False)
+                self._result(call, y, self.layer.out_features[site])
             else:
-                call.operator(Plain, y, "x", weight, bias if layer.bias else None)
+                call.operator(Plain, y, "x", weight, bias if self.layer.bias else None)
                 call.product(y, t, up, right_transposed=True, into=True)
         if product == KERNEL:
             call.launch("linear_up_forward")
-        y_of_sites = {name: name for name in (layer.name("y", site) for site in self.sites)}
-        return call.finish(y_of_sites | ({"h": "h"} if keep_h else {}))
+
+    def _branch_first(self, call: CallBuilder) -> None:
+        """y = t Uᵀ + b while t is in registers; the vendor's GEMM adds x Wᵀ."""
+        for site, columns in enumerate(self.layer.out_features):
+            self._result(call, self.layer.name("y", site), columns)
+        call.launch("branch_first_forward")
+        for site in self.sites:
+            y, weight = self.layer.name("y", site), self.layer.name("weight", site)
+            call.product(y, "x", weight, right_transposed=True, into=True)
+
+    def _result(self, call: CallBuilder, name: str, columns: int) -> None:
+        call.buffer(name, ("rows", columns), self.layer.dtype, scratch=False)
 
     # --- backward ----------------------------------------------------------------------------------------------------
 
     def backward_variants(self, needs: Mapping[str, bool]) -> tuple[list[Variant], Variant]:
         """Every variant of backward with these needs, and the default."""
-        inputs = [KERNEL, VENDOR] if needs["x"] else [VENDOR]
+        inputs = [KERNEL, VENDOR, FIRST] if needs["x"] else [VENDOR]
         narrow = [self.layer.name(name, site) for site in self.sites for name in ("up", "down")]
         weights = [VENDOR, KERNEL] if any(needs[name] for name in narrow) else [VENDOR]
         usual = self._product(sum(self.layer.out_features))
@@ -114,7 +144,10 @@ class LayerKernels:
         self._parts_of_h(call)
         gradients: dict[str, str] = {}
         if any(need for name, need in needs.items() if not name.startswith(("weight", "bias"))):
-            self._bottleneck(call)
+            at_once = inputs == FIRST and needs["x"] and "branch_first_backward" in self.kernels
+            if at_once:
+                self._result(call, "dx", self.layer.in_features)
+            self._bottleneck(call, "branch_first_backward" if at_once else "")
             gradients = self._row_sums(call, needs)
             if needs["x"]:
                 self._input(call, inputs)
@@ -132,17 +165,39 @@ class LayerKernels:
                 gradients[bias] = f"d_{bias}"
         return call.finish({name: tensor for name, tensor in gradients.items() if needs[name]})
 
-    def _bottleneck(self, call: CallBuilder) -> None:
-        """What follows from dt = dy U and h alone: t, dh, and what each tile of rows adds to sums over the rows."""
+    def _bottleneck(self, call: CallBuilder, instead: str) -> None:
+        """What follows from dt = dy U and h alone: t, dh, and what each tile of rows adds to sums over the rows.
+
+        `instead` of its own kernel one that makes more at the end.
+        """
         steps, layer = backward_steps(self.plan), self.layer
         for site in self.sites:
             for name in ("t", "dh"):
                 call.buffer(layer.name(name, site), ("rows", layer.rank), layer.dtype)
-            for name, width in steps.buffers().items():
-                call.buffer(layer.name(name, site), ("rows", width), torch.float32)
             call.buffer(layer.name("partials", site), ("programs", steps.width), torch.float32)
             if self.plan.split_backward:
                 call.product(*(layer.name(name, site) for name in ("dt", "dy", "up")))
+        if instead:
+            call.launch(instead)
+        else:
+            self._steps(call, steps)
+
+    def _split_forward(self, call: CallBuilder) -> None:
+        """h by the vendor's GEMM, then t in stages."""
+        h = []
+        for site in self.sites:
+            own, down, bias = (self.layer.name(name, site) for name in ("h", "down", "down_bias"))
+            call.product(own, "x", down, bias if self.layer.down_bias else None, right_transposed=True, wide=True)
+            h.append(own)
+        if self.layer.sites > 1:
+            call.operator(lambda out, *of: Stack(out, of), "h", *h)
+        self._steps(call, forward_steps(self.layer))
+
+    def _steps(self, call: CallBuilder, steps: Steps) -> None:
+        """Kernels and GEMMs in turn, and the buffers between them."""
+        for name, width in steps.buffers().items():
+            for site in self.sites:
+                call.buffer(self.layer.name(name, site), ("rows", width), torch.float32)
         for step in steps.steps:
             if isinstance(step, Stage):
                 call.launch(step.name)
@@ -180,14 +235,14 @@ class LayerKernels:
 
     def _input(self, call: CallBuilder, choice: str) -> None:
         """dx [S, K] = Σ dy W + dh D."""
-        if choice == KERNEL:
-            call.buffer("dx", ("rows", self.layer.in_features), self.layer.dtype, scratch=False)
-            call.launch("linear_backward_input")
-            return
-        for site in self.sites:
+        if choice != VENDOR and "dx" not in call:
+            self._result(call, "dx", self.layer.in_features)
+            call.launch("linear_backward_input" if choice == KERNEL else "branch_first_input")
+        for site in self.sites if choice != KERNEL else ():
             dy, weight, dh, down = (self.layer.name(name, site) for name in ("dy", "weight", "dh", "down"))
-            call.product("dx", dy, weight, into=site > 0)
-            call.product("dx", dh, down, into=True)
+            call.product("dx", dy, weight, into="dx" in call)
+            if choice == VENDOR:
+                call.product("dx", dh, down, into=True)
 
     def _branch_weights_at_once(self, call: CallBuilder, needs: Mapping[str, bool]) -> dict[str, str]:
         """dU = dyᵀ t, dD = dhᵀ x and db = Σ dy by one kernel that reads dy once, and one that adds up."""

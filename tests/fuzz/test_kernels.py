@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -23,8 +24,8 @@ from torch.nn import functional as F
 from noble_fx import NobleLinear, schema
 from noble_fx.branches.activations import activation_names
 from noble_fx.ops import available, routes
-from noble_fx.runtime.layer_kernels import KERNEL, VENDOR, LayerKernels
-from tests.fused_layer import arguments, group_arguments, kernels_on_cpu
+from noble_fx.runtime.layer_kernels import FIRST, KERNEL, VENDOR
+from tests.fused_layer import arguments, group_arguments, kernels_on_cpu, take
 from tests.fuzz.budget import fuzzed
 
 interpreter = pytest.importorskip("triton.runtime.interpreter")
@@ -247,7 +248,7 @@ def strided(tensor: Tensor, how: str) -> Tensor:
 
 
 LAYOUTS = st.sampled_from(["plain", "plain", "every other", "offset", "transposed", "expanded"])
-VARIANTS = st.sampled_from([None, (KERNEL, KERNEL), (VENDOR, VENDOR), (KERNEL, VENDOR), (VENDOR, KERNEL)])
+VARIANTS = st.sampled_from([None, *product((KERNEL, VENDOR, FIRST), (KERNEL, VENDOR))])
 
 # --- the formula -----------------------------------------------------------------------------------------------------
 
@@ -375,14 +376,6 @@ def rounding_as_a_gpu(convert: Callable[..., Any]) -> Callable[..., Any]:
     return converted
 
 
-def take(patch: pytest.MonkeyPatch, variant: tuple[str, str] | None) -> None:
-    """Every choice is this variant, where it is one; else the default."""
-    routes.forget()
-    if variant is not None:
-        patch.setattr(LayerKernels, "forward_variants", lambda self: ([variant[:1]], variant[:1]))
-        patch.setattr(LayerKernels, "backward_variants", lambda self, needs: ([variant], variant))
-
-
 def run(
     sites: Sequence[NobleLinear], x: Tensor, dy: Sequence[Tensor], used: Sequence[int], low: torch.dtype
 ) -> Numbers:
@@ -423,8 +416,10 @@ def test_kernels(data, launched):
         event(f"eager: {noble.unfused}")
         return
     launched.clear()
+    routes.forget()
     with pytest.MonkeyPatch.context() as patch:
-        take(patch, variant)
+        if variant is not None:
+            take(patch, variant)
         found = run(sites, x, dy, used, low)
     assert not available._refused
     acts = [copy.deepcopy(site.noble.act).double() for site in sites]

@@ -17,7 +17,7 @@ from noble_fx.codegen.kernels.stages import Gemm, backward_steps
 from noble_fx.ops import available
 from noble_fx.ops.operands import Operands
 from noble_fx.runtime import execute
-from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
+from noble_fx.runtime.layer_kernels import FIRST, KERNEL, VENDOR
 from tests.fused_layer import (
     TOLERANCE,
     arguments,
@@ -38,7 +38,7 @@ pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as conftest.py sets it where there is no GPU
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted here: tests/gpu compiles them")
 
-VARIANTS = [(KERNEL, KERNEL), (VENDOR, VENDOR)]  # each place with an "or", either way
+VARIANTS = [(KERNEL, KERNEL), (VENDOR, VENDOR), (FIRST, KERNEL)]  # each word of each place
 
 
 @pytest.fixture(autouse=True)
@@ -294,7 +294,7 @@ def test_a_group_is_one_launch_for_all(monkeypatch, variant, dtype, on_cpu):
     layers = [layer.to(dtype) for layer in group_of(72, 40, 40)]
     check_group(layers, torch.randn(2, 25, 40).to(dtype), [0, 1, 2])
     assert len(on_cpu) == len(set(on_cpu))
-    assert "bottleneck_forward" in on_cpu
+    assert on_cpu[0] == ("branch_first_forward" if variant[0] == FIRST else "bottleneck_forward")
 
 
 @pytest.mark.parametrize(("act", "preset"), crossed(["swiglu", "identity", "gelu_net"], ["paper", "reference"]))

@@ -14,14 +14,14 @@ from noble_fx.errors import KernelError
 from noble_fx.runtime.autotune import Variant
 from noble_fx.runtime.call import Call
 from noble_fx.runtime.execute import Executor
-from noble_fx.runtime.layer_kernels import KERNEL, VENDOR, LayerKernels, layer_kernels
+from noble_fx.runtime.layer_kernels import FIRST, KERNEL, VENDOR, LayerKernels, layer_kernels
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as conftest.py sets it where there is no GPU
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted here: tests/gpu compiles them")
 
 K, RANK, ROWS = 40, 12, 37
-BOTH = (KERNEL, VENDOR)
+BOTH, INPUTS = (KERNEL, VENDOR), (KERNEL, VENDOR, FIRST)
 
 
 class Scale(torch.nn.Module):
@@ -92,7 +92,7 @@ def truth(kernels: LayerKernels, operands: dict[str, Tensor]) -> tuple[list[Tens
 
 
 @pytest.mark.parametrize("outs", [(72,), (48, 24)])
-@pytest.mark.parametrize("variant", [(KERNEL,), (VENDOR,)])
+@pytest.mark.parametrize("variant", [(KERNEL,), (VENDOR,), (FIRST,)])
 def test_forward(outs, variant):
     kernels = kernels_of(*outs)
     operands = operands_of(kernels)
@@ -103,7 +103,7 @@ def test_forward(outs, variant):
 
 
 @pytest.mark.parametrize("outs", [(72,), (48, 24)])
-@pytest.mark.parametrize("variant", list(product(BOTH, BOTH)))
+@pytest.mark.parametrize("variant", list(product(INPUTS, BOTH)))
 def test_backward(outs, variant):
     kernels = kernels_of(*outs)
     operands = operands_of(kernels)
@@ -138,7 +138,7 @@ def test_a_bias_that_is_absent_has_no_name():
     layer = Layer(K, (72,), RANK, key, torch.float32, torch.float32, bias=False, down_bias=False)
     kernels = layer_kernels(layer, "interpreter", 1 << 16, False)
     operands = {name: tensor for name, tensor in operands_of(kernels).items() if "bias" not in name}
-    for variant in [(KERNEL,), (VENDOR,)]:
+    for variant in [(KERNEL,), (VENDOR,), (FIRST,)]:
         (y,), _ = forward(kernels, operands, variant)
         zeros = {"bias": torch.zeros(72), "down_bias": torch.zeros(RANK)}
         torch.testing.assert_close([y], truth(kernels, operands | zeros)[0], rtol=1e-4, atol=1e-4)
@@ -158,7 +158,7 @@ def test_without_needs_for_x_or_the_narrow_matrices_there_is_nothing_to_choose()
     kernels = kernels_of(72)
     needs = dict.fromkeys(operands_of(kernels), True)
     variants, default = kernels.backward_variants(needs)
-    assert set(variants) == set(product(BOTH, BOTH))
+    assert set(variants) == set(product(INPUTS, BOTH))
     assert default in variants
     assert kernels.backward_variants(needs | {"x": False})[0] == [(VENDOR, VENDOR), (VENDOR, KERNEL)]
     alone = dict.fromkeys(needs, False) | {"weight": True}
@@ -176,7 +176,7 @@ def test_without_needs_for_x_or_the_narrow_matrices_there_is_nothing_to_choose()
 )
 def test_the_default_is_the_kernel_where_the_product_is_shallow_and_in_low_precision(in_features, dtype, default):
     variants, chosen = kernels_of(64, in_features=in_features, dtype=dtype).forward_variants()
-    assert variants == [(KERNEL,), (VENDOR,)]
+    assert variants == [(KERNEL,), (VENDOR,), (FIRST,)]
     assert chosen == (default,)
 
 
