@@ -53,7 +53,7 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _program(h: Tensor, act_key: str) -> ActivationProgram:
-    return activation_program(act_key, h.shape[-1], h.dtype)
+    return activation_program(act_key, int(h.shape[-1]), h.dtype)  # a rank is a number, also where sizes are symbols
 
 
 def _widen(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
