@@ -1,7 +1,8 @@
 """`python -m benchmarks [NAME …]`: run benchmarks, print their tables, write `benchmarks/results/NAME.json`.
 
     cpu_linear   one site on the CPU; what runs where no name is given
-    host         what a call costs in Python, by tiny layers
+    host         what a call costs in Python, by tiny layers, on the path of a GPU too
+    step         a training step of the demo's model, in every way to add branches, eager and compiled
     onnx         whole models in ONNX Runtime on the CPU: some fifteen minutes
     onnx_layers  chains of layers there, by width
     kernels      the generated kernels' FLOPs, bytes and resources, without a GPU: some ten minutes of compiling
@@ -20,11 +21,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import cpu_linear, gpu, host, kernels, moe, onnx, onnx_layers
+from benchmarks import cpu_linear, gpu, host, kernels, moe, onnx, onnx_layers, step
 
 BENCHMARKS: dict[str, Callable[..., dict[str, object]]] = {
     "cpu_linear": cpu_linear.run,
     "host": host.run,
+    "step": step.run,
     "onnx": onnx.run,
     "onnx_layers": onnx_layers.run,
     "moe": moe.run,
