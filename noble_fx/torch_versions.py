@@ -20,7 +20,6 @@ from torch import fx, nn
 from torch._decomp import get_decompositions
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensorMode
-from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.fx.node import _get_qualified_name as qualified_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -30,7 +29,6 @@ from noble_fx.wrappers import wrapper
 __all__ = [
     "ABOUT_SHAPES",
     "RELEASE",
-    "FunctionalTensorMode",
     "HigherOrderOperator",
     "Inductor",
     "OpOverload",
@@ -46,7 +44,6 @@ __all__ = [
     "onnx_library_read_once",
     "qualified_name",
     "shapes_before_sharding",
-    "stays_whole",
     "tf32_products",
     "tracers_of_this_thread",
     "unknown_sizes",
@@ -147,13 +144,6 @@ def tracers_of_this_thread() -> Iterator[None]:
         patcher.patch_method = patch_method
         for here in threads:
             here.thread = None  # a tracer of the user's on another thread may leave our method in the class: nobody's
-
-
-def stays_whole(types: Iterable[type]) -> bool:
-    """Whether an operator that AOTAutograd meets is not to come apart: a program is exported, or a class of tensors has
-    a say of its own."""
-    disabled = not getattr(torch._functorch.config, "decompose_custom_triton_ops", True)
-    return disabled or not set(types) <= {torch.Tensor, nn.Parameter, FunctionalTensor}
 
 
 def merge_equal_nodes(graph: fx.Graph) -> fx.Graph:

@@ -1,8 +1,7 @@
 """What one direction of a layer does, as data: buffers, then launches and products in their order.
 
 A tensor is a slot, the operands' first and then the buffers'; names are for reading alone, and gone when a call runs.
-Rows are no part of it: a shape may say `rows`, and whoever runs it (`execute.py` on tensors, the operators'
-decomposition in a compiled graph) puts a number or a symbol there.
+Rows are no part of it: a shape may say `rows`, and whoever runs it (`execute.py`) puts a number there.
 """
 
 from __future__ import annotations
