@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch._decomp import get_decompositions
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.fx.node import _get_qualified_name as qualified_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,6 +30,7 @@ from noble_fx.wrappers import wrapper
 __all__ = [
     "ABOUT_SHAPES",
     "RELEASE",
+    "FunctionalTensorMode",
     "HigherOrderOperator",
     "Inductor",
     "OpOverload",
@@ -40,10 +42,12 @@ __all__ = [
     "graph_pass",
     "inductor",
     "is_compiled",
+    "likely_size",
     "merge_equal_nodes",
     "onnx_library_read_once",
     "qualified_name",
     "shapes_before_sharding",
+    "stays_whole",
     "tf32_products",
     "tracers_of_this_thread",
     "unknown_sizes",
@@ -144,6 +148,28 @@ def tracers_of_this_thread() -> Iterator[None]:
         patcher.patch_method = patch_method
         for here in threads:
             here.thread = None  # a tracer of the user's on another thread may leave our method in the class: nobody's
+
+
+def stays_whole(types: Iterable[type]) -> bool:
+    """Whether an operator that AOTAutograd meets is not to come apart: a program is exported, or a class of tensors has
+    a say of its own."""
+    disabled = not getattr(torch._functorch.config, "decompose_custom_triton_ops", True)
+    return disabled or not set(types) <= {torch.Tensor, nn.Parameter, FunctionalTensor}
+
+
+def likely_size(size: int | torch.SymInt) -> int:
+    """A size as it was when the graph was traced, without a guard on it."""
+    if isinstance(size, int):
+        return size
+    from torch.fx.experimental import symbolic_shapes  # which imports sympy
+
+    if hasattr(symbolic_shapes, "optimization_hint"):
+        return int(symbolic_shapes.optimization_hint(size, fallback=_ROWS))
+    hint = size.node.shape_env.size_hint(size.node.expr, allow_none=True)  # 2.11
+    return _ROWS if hint is None else int(hint)
+
+
+_ROWS = 4096  # a batch of a few thousand tokens, where nothing is known
 
 
 def merge_equal_nodes(graph: fx.Graph) -> fx.Graph:

@@ -15,7 +15,8 @@ class Argument:
 
     `weight_ptr` is the tensor called "weight", `weight_stride_0` that tensor's stride along axis 0, any other name an
     integer that the launcher knows ("rows", "programs"). `type` is Triton's: "*bf16", "*fp32", "i32", "i64". Where it
-    belongs to a tensor, `tensor` is what every site calls that one, and `axis` which stride it is.
+    belongs to a tensor, `tensor` is what every site calls that one, and `axis` which stride it is. `written`: the
+    kernel writes there.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Argument:
     tensor: str = ""
     site: int = 0
     axis: int | None = None
+    written: bool = False
 
     @property
     def plain(self) -> str:
@@ -51,7 +53,7 @@ class Operand:
     @property
     def pointer(self) -> Argument:
         """Its address."""
-        return Argument(f"{self.name}_ptr", f"*{self.type}", self.tensor, self.site)
+        return Argument(f"{self.name}_ptr", f"*{self.type}", self.tensor, self.site, written=self.written)
 
     def stride(self, axis: int) -> Argument:
         """Its stride along an axis, in elements."""

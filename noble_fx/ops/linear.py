@@ -28,6 +28,7 @@ from noble_fx.branches.trace import ActivationProgram, activation_program
 from noble_fx.ops.autograd import Recomputed, autocast_rule, autograd_rule, vmap_rule
 from noble_fx.ops.operands import Operands, SiteOperands
 from noble_fx.schema import LINEAR, RULES, library
+from noble_fx.torch_state import is_fake
 
 _ops = torch.ops.noble_fx
 
@@ -90,9 +91,19 @@ def linear_with_branch(
     """y [.., N] = x Wᵀ + b + σ(h) Uᵀ."""
     t = _cast(_program(h, act_key).apply(rows_of(h), *_widen(act, h.dtype)), x.dtype)
     # The same call as the plain layer's, then an accumulation: with U = 0 the result is the plain layer's bit for bit.
-    y = F.linear(x, weight, bias).contiguous()
-    y.view(-1, y.shape[-1]).addmm_(t, up.t())
-    return y
+    return _plus(F.linear(x, weight, bias).contiguous(), t, up.t())
+
+
+def _plus(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """total [.., n] + left · right, in its memory; in a graph that is traced a sum, which Inductor fuses with others.
+
+    Not in 16 bits, where the product would be rounded before it is added. The sum has the shape of the total, since
+    Inductor would make one of [rows, n] a product that begins with a copy.
+    """
+    if is_fake(total) and total.dtype == wide_dtype(total):
+        return total + (left @ right).view(total.shape)
+    total.view(-1, total.shape[-1]).addmm_(left, right)
+    return total
 
 
 def _linear(*inputs: Any) -> Tensor:
@@ -127,8 +138,8 @@ def gradients(
     t, dh, *d_act = _program(h, operands.key).differentiate(h, *_widen(site.act, h.dtype), _cast(dy @ site.up, h.dtype))
     t, dh = _cast(t, x.dtype), _cast(dh, x.dtype)
     if needs.x:
-        sum_of_sites = dy @ site.weight if dx is None else rows_of(dx).addmm_(dy, site.weight)
-        dx = sum_of_sites.addmm_(dh, site.down).view(operands.x.shape)
+        dx = (dy @ site.weight).view(operands.x.shape) if dx is None else _plus(dx, dy, site.weight)
+        dx = _plus(dx, dh, site.down)
     triples = zip(d_act, site.act, need.act, strict=False)  # buffers, which have no gradient, are the last of `act`
     d_parameters = [_cast(gradient, tensor.dtype) if wanted else None for gradient, tensor, wanted in triples]
     buffers = [None] * (len(site.act) - len(d_act))

@@ -135,7 +135,7 @@ class LayerKernels:
         return list(combinations(inputs, weights)), (usual if usual in inputs else VENDOR, weights[-1])
 
     def backward(self, operands: Named, needs: Mapping[str, bool], variant: Variant) -> Call:
-        """A gradient for each operand that needs one, by its name.
+        """A gradient for each operand that needs one, by its name; in the order of `needs` in every variant.
 
         Operands are forward's without the biases, dy [S, N] of each site, and h as forward gives it.
         """
@@ -163,7 +163,7 @@ class LayerKernels:
             if needs[bias] and bias not in gradients:
                 call.operator(ColumnSum, f"d_{bias}", dy)
                 gradients[bias] = f"d_{bias}"
-        return call.finish({name: tensor for name, tensor in gradients.items() if needs[name]})
+        return call.finish({name: gradients[name] for name, need in needs.items() if need})
 
     def _bottleneck(self, call: CallBuilder, instead: str) -> None:
         """What follows from dt = dy U and h alone: t, dh, and what each tile of rows adds to sums over the rows.

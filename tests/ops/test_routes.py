@@ -2,14 +2,18 @@
 
 import gc
 import os
+import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from noble_fx.ops import available, direct, routes
-from tests.fused_layer import arguments, kernels_on_cpu, layer_of, take
+from noble_fx.ops import available, direct, directions, routes
+from noble_fx.runtime import autotune, execute
+from noble_fx.runtime.layer_kernels import FIRST, KERNEL, VENDOR
+from tests.fused_layer import arguments, check, exact_of, kernels_on_cpu, layer_of, near, take
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as conftest.py sets it where there is no GPU
@@ -28,8 +32,8 @@ def flat_of(layer, x) -> list:
 
 def test_the_same_layout_is_resolved_once(monkeypatch):
     asked = []
-    kernels_for = available.kernels_for
-    monkeypatch.setattr(routes, "kernels_for", lambda *a: asked.append(a) or kernels_for(*a))
+    kernels_for = directions.kernels_for
+    monkeypatch.setattr(directions, "kernels_for", lambda *a: asked.append(a) or kernels_for(*a))
     layers = [layer_of(), layer_of()]  # of one shape, so of one route
     for _ in range(3):
         for layer in layers:
@@ -127,3 +131,41 @@ def test_gradients_are_at_their_operands_places(monkeypatch):
     for gradient, tensor, need in zip(found, flat, needs, strict=True):
         assert (gradient is not None) == need
         assert gradient is None or gradient.shape == tensor.shape
+
+
+@pytest.mark.parametrize("fastest", [(KERNEL, VENDOR), (KERNEL, KERNEL), (VENDOR, VENDOR), (FIRST, KERNEL)])
+def test_what_is_fastest_need_not_be_the_default(fastest, monkeypatch):
+    """The gradients of variants come in one order, and N = K here, so that no shape tells two of them apart."""
+    monkeypatch.setenv("NOBLE_FX_TUNE", "1")
+    monkeypatch.setattr(
+        autotune, "measure", lambda variants, run, device: {v: float(v != fastest[: len(v)]) for v in variants}
+    )
+    check(layer_of(in_features=40, out_features=40, rank=40), torch.randn(6, 40))
+    assert fastest in autotune.answers().values()
+
+
+def test_threads_at_their_first_call(monkeypatch):
+    """They resolve, measure nothing, and run side by side; only the interpreter itself cannot be shared."""
+    one_at_a_time, launched = threading.Lock(), execute.start
+
+    def start(*arguments):
+        with one_at_a_time:
+            return launched(*arguments)
+
+    monkeypatch.setattr(execute, "start", start)
+    layer, ready = layer_of(), threading.Barrier(6)
+    inputs = [torch.randn(5 + at % 2, 40, requires_grad=True) for at in range(6)]
+
+    def step(x):
+        ready.wait()
+        y = layer(x)
+        return y, *torch.autograd.grad(y.square().sum(), [x, layer.weight, layer.noble.up])
+
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(step, inputs))
+    for x, of_thread in zip(inputs, found, strict=True):
+        exact, x64 = exact_of(layer), x.detach().double().requires_grad_()
+        y = exact(x64)
+        truth = (y, *torch.autograd.grad(y.square().sum(), [x64, exact.weight, exact.noble.up]))
+        for name, one, other in zip(("y", "dx", "dW", "dU"), of_thread, truth, strict=True):
+            near(name, one, other)
