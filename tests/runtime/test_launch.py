@@ -147,6 +147,29 @@ def test_an_error_of_the_device_stays_what_it_is(monkeypatch, problem):
     assert caught.value is problem
 
 
+REFUSED = RuntimeError("Triton Error [CUDA]: device kernel image is invalid")
+
+
+@pytest.mark.parametrize(("answers", "capturing"), [(True, False), (False, False), (True, True)])
+def test_a_driver_that_refuses_a_kernel_is_asked_whether_the_gpu_still_works(monkeypatch, answers, capturing):
+    """It does after a binary for another GPU or too old a driver: PyTorch's operators then run. Not after a fault."""
+    asked = []
+
+    def synchronize(device):
+        asked.append(device)
+        if not answers:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    device = torch.device("cuda", 0)
+    expected = KernelError if answers and not capturing else RuntimeError
+    with pytest.raises(expected) as caught, launcher._refusals(KERNEL, device):
+        raise REFUSED
+    assert (caught.value is REFUSED) == (expected is RuntimeError)
+    assert asked == ([] if capturing else [device])
+
+
 def test_the_options_are_those_of_the_kernel(monkeypatch):
     seen = {}
 
