@@ -4,7 +4,7 @@
     host         what a call costs in Python, by tiny layers, on the path of a GPU too
     step         a training step of the demo's model, in every way to add branches, eager and compiled
     onnx         whole models in ONNX Runtime on the CPU: some fifteen minutes
-    onnx_layers  chains of layers there, by width
+    onnx_layers  chains of layers there and in OpenVINO, by width: some fifteen minutes
     kernels      the generated kernels' FLOPs, bytes and resources, without a GPU: some ten minutes of compiling
     moe          experts of a mixture, by how many there are; needs transformers
     gpu          layers and a training step on a GPU; needs one

@@ -84,7 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--weights", type=Path, metavar="FOLDER", help="fill the model from a noble_fx.save folder")
     export.add_argument("--functions", action="store_true", help="each site one noble_fx::Linear node")
     export.add_argument("--no-fold", action="store_true", help="leave the constants of σ where they are")
-    export.add_argument("--join", choices=("up", "down", "no"), default="up", help="W and U, or W and D, one matrix")
+    export.add_argument(
+        "--join",
+        choices=("auto", "up", "down", "no"),
+        default="auto",
+        help="W and U, or W and D, one matrix (default: auto)",
+    )
     export.add_argument("--verify", choices=("yes", "warn", "no"), default="yes", help="compare with PyTorch")
     export.add_argument("--overwrite", action="store_true", help="replace an existing file")
     return parser

@@ -131,6 +131,7 @@ def test_export_writes_verifies_and_reads_back(capsys, tmp_path):
     assert cli.main([*arguments, *more]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passes"] == {}
+    assert report["joined"] == "every matrix apart (join=False)"
     assert report["inputs"] == {"input": "FLOAT16 [batch,8]"}
     assert cli.main(["explain", out]) == 0
     assert "2 of 2 linear maps carry a branch" in capsys.readouterr().out

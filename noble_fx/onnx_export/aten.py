@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 from noble_fx.captures.torch_export import quiet, without_cache
 from noble_fx.errors import ExportError, check_flag
 from noble_fx.onnx_export.cases import cases, shape_text
+from noble_fx.onnx_export.join import PIPELINES, check_join
 from noble_fx.onnx_export.prepare import example_inputs, folded_copy, frozen_copy, given_inputs
 from noble_fx.onnx_export.program import capture, named_arguments, rewrite
-from noble_fx.onnx_export.request import PIPELINES, check_join, check_values, checked_dtype
+from noble_fx.onnx_export.request import check_values, checked_dtype
 from noble_fx.onnx_export.tolerance import dtypes_in, tolerance_of
 from noble_fx.onnx_export.unwrap import plain_model
 from noble_fx.onnx_export.verify import difference

@@ -23,13 +23,13 @@ from noble_fx.files import staged
 from noble_fx.onnx_export import functions as onnx_functions
 from noble_fx.onnx_export import model_file
 from noble_fx.onnx_export.account import describe
+from noble_fx.onnx_export.join import PIPELINES, chosen
 from noble_fx.onnx_export.names import name_ends, name_sizes
 from noble_fx.onnx_export.operators import translations
 from noble_fx.onnx_export.prepare import example_inputs, folded_copy, given_inputs
 from noble_fx.onnx_export.program import cannot_export, capture, lower, named_arguments, rewrite, size_names
 from noble_fx.onnx_export.report import ExportReport, notes, report_of
 from noble_fx.onnx_export.request import (
-    PIPELINES,
     check_flags,
     check_request,
     checked_dtype,
@@ -64,7 +64,7 @@ def export_onnx(
     fold: bool = True,
     functions: bool = False,
     verify: bool | str = True,
-    join: str | bool = "up",
+    join: str | bool = "auto",
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> ExportReport:
@@ -73,12 +73,12 @@ def export_onnx(
     `args` and `kwargs` are example inputs. Dtypes are those of the model and of these inputs; `dtype` asks for all
     that is floating-point, inputs too, in another one. `fold` folds the constants of σ. `join="up"` makes W and U one
     matrix, so that y is written once; "down" makes W and D one, so that x is read once; False keeps all apart, as does
-    a matrix that another product reads. `functions` keeps each site one node with its maths in a function of the file
-    (not joined: a box has the operands of the formula). The file is run and compared with `model` as it is, at several
-    sizes; `verify="warn"` keeps a file that is too far off, with a warning, and `verify=False` does not look.
-    `progress` is called with the name of each stage. What hands every call on to `model` (torch.compile, DataParallel,
-    an averaged model) is taken off. `model` itself is never changed. Exports in several threads wait
-    for one another.
+    a matrix that another product reads; "auto" takes what was measured to cost least, and the report says which.
+    `functions` keeps each site one node with its maths in a function of the file (not joined: a box has the operands of
+    the formula). The file is run and compared with `model` as it is, at several sizes; `verify="warn"` keeps a file
+    that is too far off, with a warning, and `verify=False` does not look. `progress` is called with the name of each
+    stage. What hands every call on to `model` (torch.compile, DataParallel, an averaged model) is taken off. `model`
+    itself is never changed. Exports in several threads wait for one another.
     Raises `ExportError` when the model cannot be exported, a result is too far off, or `path` exists or cannot be
     written; nothing is left at `path` then.
     """
@@ -97,7 +97,8 @@ def export_onnx(
         progress("capture")
         captured = capture(copied, args, kwargs, dynamic_shapes)
         progress("rewrite")
-        program, rewritten, kinds = _rewritten(captured, join, functions)
+        way, joined = chosen(join, functions)
+        program, rewritten, kinds = _rewritten(captured, PIPELINES[way], functions)
         steps += rewritten
         progress("translate")
         onnx_model = _translated(program, opset or default_opset(dtypes_in(program)), kinds)
@@ -116,13 +117,13 @@ def export_onnx(
             verification = compare(model, file, given, captured, tolerances(program), dtype, ranged, shared)
             _judge(verification, target, verify, dtype)
         size = sum(part.stat().st_size for part in work.iterdir())
-    return report_of(onnx_model, target, size, verification, steps, notes(program, arguments))
+    return report_of(onnx_model, target, size, verification, steps, joined, notes(program, arguments))
 
 
-def _rewritten(program: ExportedProgram, join: str | bool, functions: bool) -> tuple[Any, list[Step], list[Any]]:
+def _rewritten(program: ExportedProgram, pipeline: str, functions: bool) -> tuple[Any, list[Step], list[Any]]:
     """The program as the exporter takes it, what the passes did, and the kinds of node where each site is one."""
     try:
-        program, steps = rewrite(program, PIPELINES[False if functions else join])
+        program, steps = rewrite(program, pipeline)
         if not functions:
             return lower(program), steps, []
         program, kinds = onnx_functions.as_nodes(program)

@@ -41,6 +41,7 @@ class ExportReport:
     tolerance: float | None
     checked: tuple[str, ...]  # shapes that were compared
     verified_by: str = "ONNX Runtime"  # what ran the file, and why another than ONNX Runtime did
+    joined: str = ""  # which matrices of a site became one, and why these
     passes: dict[str, int] = field(default_factory=dict)  # rewrites by pass
     kept: dict[str, int] = field(default_factory=dict)  # "pass: why not" -> how many sites
     notes: tuple[str, ...] = ()  # where a file is less than the model: what it does not keep, what is fixed in it
@@ -56,6 +57,7 @@ class ExportReport:
             "nodes": str(self.nodes),
             "inputs": ", ".join(f"{k} {v}" for k, v in self.inputs.items()),
             "outputs": ", ".join(f"{k} {v}" for k, v in self.outputs.items()),
+            "joined": self.joined,
             "passes": ", ".join(f"{name} × {count}" for name, count in self.passes.items()) or "none",
             **(
                 {"left as it was": "; ".join(f"{count} × {why}" for why, count in self.kept.items())}
@@ -84,6 +86,7 @@ def report_of(
     size: int,
     verification: Verification | None,
     steps: Sequence[Step],
+    joined: str,
     notes: tuple[str, ...] = (),
 ) -> ExportReport:
     """The report of an onnx_ir model that lies at `path`, `size` bytes; `verification` is None where nobody looked."""
@@ -100,6 +103,7 @@ def report_of(
         tolerance=verification.tolerance if verification else None,
         checked=verification.checked if verification else (),
         verified_by=verification.by if verification else "",
+        joined=joined,
         passes=rewrites(steps),
         kept=dict(refused),
         notes=notes,

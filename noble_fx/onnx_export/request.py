@@ -10,9 +10,9 @@ from torch import nn
 
 from noble_fx.errors import ExportError, check_flag, shown
 from noble_fx.files import as_path
+from noble_fx.onnx_export.join import check_join
 from noble_fx.onnx_export.tolerance import TOLERANCE
 
-PIPELINES = {"up": "export", "down": "export_down", False: "export_apart"}  # by `join`
 _OLDEST_OPSET = 18
 _BFLOAT16_OPSET = 22  # the first one whose trigonometric operators take bfloat16
 
@@ -42,17 +42,11 @@ def check_request(model: nn.Module, verify: bool | str, join: str | bool, opset:
 
     if not isinstance(verify, bool) and not (isinstance(verify, str) and verify == "warn"):
         raise ExportError(f"verify={shown(verify)} is unknown; use True, False or 'warn'")
-    check_join(join)
+    check_join(join, "auto")
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not (type(opset) is int and _OLDEST_OPSET <= opset <= newest):
         raise ExportError(f"opset={shown(opset)} cannot be written; use {_OLDEST_OPSET} to {newest}")
     check_values(model)
-
-
-def check_join(join: str | bool) -> None:
-    """Raises `ExportError` for a way to join matrices that is unknown."""
-    if not (join is False or (isinstance(join, str) and join in PIPELINES)):
-        raise ExportError(f"join={shown(join)} is unknown; use 'up', 'down' or False")
 
 
 def check_values(model: nn.Module) -> None:

@@ -126,7 +126,7 @@ def test_a_file_is_its_model(data):
         "dtype": data.draw(st.sampled_from([None, None, None, torch.float32, torch.float16])),
         "fold": data.draw(st.booleans()),
         "functions": data.draw(st.booleans()),
-        "join": data.draw(st.sampled_from(["up", "down", False])),
+        "join": data.draw(st.sampled_from(["auto", "up", "down", False])),
     }
     note(f"{model}\n{[(list(a.shape), a.dtype) for a in args]}\n{settings}")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

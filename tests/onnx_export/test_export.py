@@ -49,6 +49,7 @@ def test_the_report(exported):
     # In a captured graph two sites of the block read one input and are one operator; here each is one.
     groups = {"split_group": 2} if isinstance(model, torch.fx.GraphModule) else {}
     assert report.passes == {**groups, "fold_branch": 6, "join_up": 6}
+    assert report.joined.startswith("W and U one matrix (auto: measured")
     assert report.kept == {}
     assert report.inputs == {"idx": "INT64 [batch,sequence]"}
     assert report.size == report.path.stat().st_size
@@ -136,7 +137,9 @@ def one_block(tmp_path_factory):
     return model, path, Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
-@pytest.mark.parametrize(("joined", "fold"), crossed([("up", 0, 6), ("down", 6, 0), (False, 0, 0)], [True, False]))
+@pytest.mark.parametrize(
+    ("joined", "fold"), crossed([("auto", 0, 6), ("up", 0, 6), ("down", 6, 0), (False, 0, 0)], [True, False])
+)
 def test_what_is_joined(joined, fold, one_block, tmp_path):
     join, splits, concats = joined
     model, _, base = one_block

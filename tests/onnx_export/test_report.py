@@ -33,7 +33,7 @@ def model():
 
 
 def report(verification):
-    return report_of(model(), Path("m.onnx"), 1_500_000, verification, STEPS)
+    return report_of(model(), Path("m.onnx"), 1_500_000, verification, STEPS, "W and U one matrix (join='up')")
 
 
 def test_what_was_written():
@@ -45,7 +45,8 @@ def test_what_was_written():
     assert written.kept == {"join_up: rows of 4 KiB": 2}
     text = str(written)
     for part in (
-        "m.onnx (1.50 MB)", "join_up × 1", "2 × join_up: rows of 4 KiB", "2.00e-06 (≤ 0.0001)", "[2, 4]; [1, 4]"
+        "m.onnx (1.50 MB)", "W and U one matrix (join='up')", "join_up × 1", "2 × join_up: rows of 4 KiB",
+        "2.00e-06 (≤ 0.0001)", "[2, 4]; [1, 4]",
     ):  # fmt: skip
         assert part in text
 

@@ -21,7 +21,7 @@ from tests.models import tiny
     ("setting", "message"),
     [
         ({"verify": "maybe"}, "verify='maybe' is unknown; use True, False or 'warn'"),
-        ({"join": "some"}, "join='some' is unknown; use 'up', 'down' or False"),
+        ({"join": "some"}, "join='some' is unknown; use 'auto', 'up', 'down' or False"),
         ({"join": []}, r"join=\[\] is unknown"),
         ({"opset": 9}, "opset=9 cannot be written; use 18 to"),
         ({"opset": 10_000}, "opset=10000 cannot be written"),
