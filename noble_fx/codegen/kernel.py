@@ -94,7 +94,8 @@ class Kernel:
 
     The grid has one dimension: `ceil(rows / row_tile) * blocks`, or `blocks` where `row_tile` is 0. FLOPs and bytes
     (each tensor once) are the floor of what it does: per row, and once for what does not grow with the rows.
-    `persistent`: fewer programs do as well, each of which then walks over several tiles.
+    `persistent`: fewer programs do as well, each of which then walks over several tiles. `descriptors`: it makes tensor
+    descriptors, so operands begin at multiples of 16 bytes, and its launcher lends it memory.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Kernel:
     bytes_per_row: int = 0
     bytes_once: int = 0
     persistent: bool = False
+    descriptors: bool = False
 
     def programs(self, rows: int, most: int | None = None) -> int:
         """How many programs one launch starts; `most`: of one that is persistent, as a GPU has multiprocessors."""

@@ -30,10 +30,11 @@ _refused: dict[tuple[Layer, torch.device], str] = {}  # what the compiler or a G
 
 
 class Gpu(NamedTuple):
-    """What of a GPU shapes a plan: Triton's backend, and bytes of shared memory a block."""
+    """What of a GPU shapes a plan: Triton's backend, bytes of shared memory a block, copies by tensor descriptors."""
 
     backend: str
     shared: int
+    descriptors: bool = False
 
 
 def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype, shape: tuple[int, int] | None = None) -> Refusal | None:
@@ -59,7 +60,7 @@ def _kernels(layer: Layer, gpu: Gpu, tf32: bool) -> LayerKernels | Refusal:
         if layer.frozen:  # the last are buffers, which have no gradient in any case
             parameters = activation(layer).parameters
             layer = replace(layer, frozen=tuple(at for at in layer.frozen if at < parameters))
-        return layer_kernels(layer, gpu.backend, gpu.shared, tf32)
+        return layer_kernels(layer, gpu.backend, gpu.shared, tf32, gpu.descriptors)
     except KernelError as error:
         return Refusal(str(error))
     except Exception as error:  # PyTorch operators are right where this package's own generator fails
@@ -77,7 +78,7 @@ def gpu_of(device: torch.device) -> Gpu | None:
     if (properties.major, properties.minor) < _OLDEST:
         return None
     # A block may have all of a multiprocessor's shared memory but the KiB that the system keeps for each block.
-    return Gpu("cuda", properties.shared_memory_per_multiprocessor - 1024)
+    return Gpu("cuda", properties.shared_memory_per_multiprocessor - 1024, descriptors=properties.major >= 9)
 
 
 def kernels_for(

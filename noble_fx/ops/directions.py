@@ -20,7 +20,7 @@ from noble_fx.ops.operands import Operands, SiteOperands
 from noble_fx.runtime.autotune import Variant
 from noble_fx.runtime.call import Call
 from noble_fx.runtime.execute import Prepare
-from noble_fx.runtime.layer_kernels import LayerKernels
+from noble_fx.runtime.layer_kernels import DESCRIPTORS, LayerKernels
 from noble_fx.runtime.load import have_triton
 
 Tensors = Sequence[Tensor | None]
@@ -45,10 +45,17 @@ class Direction:
 
     @property
     def variants(self) -> tuple[list[Variant], Variant]:
-        """Every variant, and the default."""
-        if self.needed is None:
-            return self.kernels.forward_variants()
-        return self.kernels.backward_variants(self.needed)
+        """Every variant that these operands may be run in, and the default."""
+        needed, kernels = self.needed, self.kernels
+        every, default = kernels.forward_variants() if needed is None else kernels.backward_variants(needed)
+        return every if self._may_be_described() else [v for v in every if DESCRIPTORS not in v], default
+
+    def _may_be_described(self) -> bool:
+        """Whether rows of all that kernels read by stride begin at multiples of 16 bytes, as tensor descriptors ask."""
+        layer = self.kernels.layer
+        strided = {"x", *(layer.name(name, site) for site in range(layer.sites) for name in ("dy", "weight"))}
+        rows = [self.operands[name] for name in strided if name in self.operands]
+        return all(t.stride(0) > 0 and t.stride(0) * t.element_size() % 16 == 0 for t in rows)
 
     def call(self, variant: Variant) -> Call:
         """What it does."""

@@ -23,7 +23,9 @@ from noble_fx.ops.directions import (
     without_biases,
 )
 from noble_fx.runtime.autotune import Variant, choose, is_final
+from noble_fx.runtime.bound_call import aligned
 from noble_fx.runtime.execute import Executor
+from noble_fx.runtime.layer_kernels import DESCRIPTORS
 from noble_fx.torch_state import layout_check
 from noble_fx.torch_versions import tf32_products
 
@@ -93,11 +95,14 @@ class Route:
         self._variants, self._default = direction.variants
         self._make = functools.cache(functools.partial(_executor, direction))
         self._chosen: Executor | None = None
+        self._is_described = any(DESCRIPTORS in variant for variant in self._variants)
         self.refused = False
 
     def run(self, tensors: Sequence[Tensor]) -> list[Tensor] | None:
         """The results; None, and a warning once, where the compiler or the GPU refuses these kernels."""
         try:
+            if self._is_described and not aligned([tensor.data_ptr() for tensor in tensors]):
+                return self._make(self._default)(tensors)  # a descriptor of such an address is an error of the GPU's
             if self._chosen is not None:
                 return self._chosen(tensors)
             variant = choose(
@@ -105,7 +110,7 @@ class Route:
             )
             executor = self._make(variant)
             if is_final(self._question, self._variants):
-                self._chosen = executor
+                self._chosen, self._is_described = executor, DESCRIPTORS in variant
             return executor(tensors)
         except KernelError as problem:
             self.refused = True

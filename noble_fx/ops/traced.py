@@ -15,6 +15,7 @@ from torch import Tensor
 from noble_fx.ops import routes
 from noble_fx.ops.directions import Direction, Tensors, backward_direction, forward_direction
 from noble_fx.runtime.autotune import answers
+from noble_fx.runtime.layer_kernels import DESCRIPTORS
 from noble_fx.runtime.traced_call import trace_call
 from noble_fx.torch_state import outside_modes
 from noble_fx.torch_versions import likely_size
@@ -51,7 +52,8 @@ def backward(
 def _run(direction: Direction) -> list[Tensor]:
     variants, default = direction.variants
     variant = answers().get(direction.question(likely_size(direction.rows)), default)
-    call = direction.call(variant if variant in variants else default)
+    # Triton lends memory for descriptors to who launches, which here is Inductor.
+    call = direction.call(variant if variant in variants and DESCRIPTORS not in variant else default)
     return trace_call(direction.kernels.plan, call, direction.operands, direction.shapes)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from noble_fx.runtime.call import Buffer, Call, Launch, Slot
 from noble_fx.runtime.compiled import is_observed, starter, stream_of
+from noble_fx.runtime.launch import grid_of
 
 _PIECE = 256  # bytes: pieces of a workspace begin at multiples, as tensors do in an allocator of PyTorch's
 
@@ -50,7 +51,7 @@ class BoundCall:
         self._workspace = _maker((size,), torch.uint8, device) if size else None
         self._parts = [(part.slot, part.whole, part.site * rows * part.row_bytes) for part in call.parts]
         self._views = [(part, rows) for part in call.parts if part.slot in seen]
-        self._values, self._steps = _steps(call, compiled, rows)
+        self._values, self._steps = _steps(call, compiled, rows, device)
 
     def run(self, tensors: list[Any]) -> bool:
         """Fill `tensors`, of which the operands are there; False where Triton's own launcher must do it."""
@@ -99,7 +100,9 @@ def _laid_out(pieces: Sequence[Buffer], shapes: Mapping[int, tuple[int, ...]]) -
     return places, size
 
 
-def _steps(call: Call, compiled: Sequence[Any], rows: int) -> tuple[list[int], list[tuple[Any, Any, int]]]:
+def _steps(
+    call: Call, compiled: Sequence[Any], rows: int, device: torch.device
+) -> tuple[list[int], list[tuple[Any, Any, int]]]:
     """What `values` begins as, and the steps: (start, pick of its arguments, -1), or (operator, None, what it makes).
 
     The numbers that kernels take stand behind the addresses, so that one pick gives a kernel's arguments.
@@ -122,5 +125,6 @@ def _steps(call: Call, compiled: Sequence[Any], rows: int) -> tuple[list[int], l
                 places[number] = len(values)
                 values.append(number)
             at.append(places[number])
-        steps.append((starter(next(kernels), step.kernel.programs(rows)), itemgetter(*at), -1))
+        start = starter(next(kernels), grid_of(step.kernel, rows, device), step.kernel.descriptors)
+        steps.append((start, itemgetter(*at), -1))
     return values, steps

@@ -4,6 +4,7 @@ would call it with. This is the one place that knows how.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +17,35 @@ def can_start(compiled: Any) -> bool:
     return all(hasattr(compiled, name) for name in ("run", "function", "packed_metadata"))
 
 
-def starter(compiled: Any, programs: int) -> Callable[[int, tuple[int, ...]], None]:
-    """A function of a stream and the kernel's arguments, addresses as numbers, that starts so many programs."""
+def starter(compiled: Any, programs: int, descriptors: bool = False) -> Callable[[int, tuple[int, ...]], None]:
+    """A function of a stream and the kernel's arguments, addresses as numbers, that starts so many programs.
+
+    `descriptors`: the kernel needs memory for them.
+    """
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    if descriptors:
+        run = lent_memory(run)
 
     def start(stream: int, arguments: tuple[int, ...]) -> None:
         run(programs, 1, 1, stream, function, metadata, None, None, None, *arguments)
 
     return start
+
+
+def lent_memory(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """The launch with memory for what a kernel writes beside its results; Triton asks for it in the launching context,
+    which differs from thread to thread, and the user's own answer is left as it is."""
+    import triton
+
+    def lend(size: int, alignment: int, stream: int | None) -> torch.Tensor:
+        return torch.empty(size, dtype=torch.int8, device="cuda")
+
+    def launched(*arguments: Any, **options: Any) -> Any:
+        context = contextvars.copy_context()
+        context.run(triton.set_allocator, lend)
+        return context.run(launch, *arguments, **options)
+
+    return launched
 
 
 def stream_of(device: torch.device) -> int | None:

@@ -7,6 +7,7 @@ rows, programs    numbers
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.plan import Plan
 from noble_fx.codegen.report.resources import FP_FUSION
 from noble_fx.errors import KernelError
+from noble_fx.runtime.compiled import lent_memory
 from noble_fx.runtime.load import load_kernel
 
 
@@ -39,8 +41,19 @@ def start(plan: Plan, kernel: Kernel, rows: int, arguments: Sequence[Any]) -> An
     function = load_kernel(plan, kernel)
     device = next(argument for argument in arguments if isinstance(argument, Tensor)).device
     # Triton launches on the current device, which need not be the tensors'.
+    run = function[(grid_of(kernel, rows, device),)]
     with torch.cuda.device(device if device.type == "cuda" else -1), _refusals(kernel, device):
-        return function[(kernel.programs(rows),)](*arguments, **options_of(kernel))
+        return (lent_memory(run) if kernel.descriptors else run)(*arguments, **options_of(kernel))
+
+
+def grid_of(kernel: Kernel, rows: int, device: torch.device) -> int:
+    """How many programs a launch starts: of a persistent kernel no more than there are multiprocessors."""
+    return kernel.programs(rows, _multiprocessors(device) if kernel.persistent else None)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int | None:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else None
 
 
 def options_of(kernel: Kernel) -> dict[str, Any]:

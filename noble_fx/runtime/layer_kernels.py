@@ -3,16 +3,18 @@
     forward    bottleneck_forward              x -> h, t = σ(h)
                linear_up_forward               y = x Wᵀ + b + t Uᵀ           or the vendor's GEMM, then y += t Uᵀ
                                                                               or y = t Uᵀ + b, then the vendor adds x Wᵀ
+                                                                              or the sum by tensor descriptors
     backward   bottleneck_backward             dy, h -> t, dh, and what each tile of rows adds to d and σ's parameters
                reduce_partials                 the sums of those
                linear_backward_input           dx = Σ dy W + dh D            or the vendor's GEMMs, accumulating
                                                                               or dx = dh D, then the vendor adds dy W
+                                                                              or the sum by tensor descriptors
                the vendor's GEMM               dW = dyᵀ x
                branch_weight_backward          dU = dyᵀ t, dD = dhᵀ x, db    or the vendor's GEMMs, and a sum
 
-A variant is a tuple of words, one for each choice: "kernel", "vendor", "branch first". The tensors of a layer go by the
-names that the kernels give them: "x", "weight", "act_phase", and with a number behind them where several sites share a
-launch.
+A variant is a tuple of words, one for each choice: "kernel", "vendor", "branch first", "descriptors". The tensors of a
+layer go by the names that the kernels give them: "x", "weight", "act_phase", and with a number behind them where sites
+share a launch.
 """
 
 from __future__ import annotations
@@ -35,18 +37,20 @@ from noble_fx.codegen.sigma.in_kernel import activation, tensor_name
 from noble_fx.runtime.autotune import Variant
 from noble_fx.runtime.call import Call, CallBuilder, Cast, ColumnSum, Plain, Stack
 
-KERNEL, VENDOR, FIRST = "kernel", "vendor", "branch first"
+KERNEL, VENDOR, FIRST, DESCRIPTORS = "kernel", "vendor", "branch first", "descriptors"
 # Up to this depth of the main product the pass over y that a second product costs weighs more than the 3 to 14 % that
 # a Triton GEMM loses to the vendor's on Hopper: 4 N bytes at 4.8 TB/s against a tenth of 2 K N FLOPs at 700 TFLOP/s.
 _DEEP = 2048
+_TMA = {KERNEL: "", DESCRIPTORS: "_tma"}  # of the one-accumulation products' names
 
 Named = Mapping[str, Tensor]
 
 
 @functools.lru_cache(maxsize=512)
-def layer_kernels(layer: Layer, backend: str, shared: int, tf32: bool) -> LayerKernels:
-    """The kernels of a layer on a GPU with `shared` bytes a block; raises `KernelError` where there are none."""
-    plan = make_plan(layer, backend, tf32, shared)
+def layer_kernels(layer: Layer, backend: str, shared: int, tf32: bool, descriptors: bool = False) -> LayerKernels:
+    """The kernels of a layer on a GPU with `shared` bytes a block, which may copy by tensor descriptors; raises
+    `KernelError` where there are none."""
+    plan = make_plan(layer, backend, tf32, shared, descriptors)
     program = activation(layer)
     return LayerKernels(plan, plan_name(plan), generate(plan), tuple(map(tensor_name, program.names)))
 
@@ -74,8 +78,9 @@ class LayerKernels:
 
     def forward_variants(self) -> tuple[list[Variant], Variant]:
         """Every variant of forward, and the default."""
-        first = [(FIRST,)] if "branch_first_forward" in self.kernels else []
-        return [(KERNEL,), (VENDOR,), *first], (self._product(self.layer.in_features),)
+        more = [(FIRST,)] if "branch_first_forward" in self.kernels else []
+        more += [(DESCRIPTORS,)] if self.plan.tma else []
+        return [(KERNEL,), (VENDOR,), *more], (self._product(self.layer.in_features),)
 
     def forward(self, operands: Named, variant: Variant, keep_h: bool = True) -> Call:
         """x [S, K] and the layer's tensors -> "y" [S, N] of each site, and "h" [S, r] ([G, S, r] of a group)."""
@@ -104,13 +109,13 @@ class LayerKernels:
         """y = x Wᵀ + b + t Uᵀ, in one accumulation or by the vendor's two."""
         for site in self.sites:
             y, weight, bias, t, up = (self.layer.name(name, site) for name in ("y", "weight", "bias", "t", "up"))
-            if product == KERNEL:
-                self._result(call, y, self.layer.out_features[site])
-            else:
+            if product == VENDOR:
                 call.operator(Plain, y, "x", weight, bias if self.layer.bias else None)
                 call.product(y, t, up, right_transposed=True, into=True)
-        if product == KERNEL:
-            call.launch("linear_up_forward")
+            else:
+                self._result(call, y, self.layer.out_features[site])
+        if product != VENDOR:
+            call.launch(f"linear_up_forward{_TMA[product]}")
 
     def _branch_first(self, call: CallBuilder) -> None:
         """y = t Uᵀ + b while t is in registers; the vendor's GEMM adds x Wᵀ."""
@@ -128,7 +133,7 @@ class LayerKernels:
 
     def backward_variants(self, needs: Mapping[str, bool]) -> tuple[list[Variant], Variant]:
         """Every variant of backward with these needs, and the default."""
-        inputs = [KERNEL, VENDOR, FIRST] if needs["x"] else [VENDOR]
+        inputs = [KERNEL, VENDOR, FIRST, *([DESCRIPTORS] if self.plan.tma else [])] if needs["x"] else [VENDOR]
         narrow = [self.layer.name(name, site) for site in self.sites for name in ("up", "down")]
         weights = [VENDOR, KERNEL] if any(needs[name] for name in narrow) else [VENDOR]
         usual = self._product(sum(self.layer.out_features))
@@ -237,8 +242,8 @@ class LayerKernels:
         """dx [S, K] = Σ dy W + dh D."""
         if choice != VENDOR and "dx" not in call:
             self._result(call, "dx", self.layer.in_features)
-            call.launch("linear_backward_input" if choice == KERNEL else "branch_first_input")
-        for site in self.sites if choice != KERNEL else ():
+            call.launch("branch_first_input" if choice == FIRST else f"linear_backward_input{_TMA[choice]}")
+        for site in self.sites if choice in (VENDOR, FIRST) else ():
             dy, weight, dh, down = (self.layer.name(name, site) for name in ("dy", "weight", "dh", "down"))
             call.product("dx", dy, weight, into="dx" in call)
             if choice == VENDOR:

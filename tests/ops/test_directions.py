@@ -8,6 +8,7 @@ import torch
 
 from noble_fx.ops import available, direct, directions
 from noble_fx.ops.directions import backward_direction, forward_direction
+from noble_fx.runtime.layer_kernels import DESCRIPTORS
 from tests.fused_layer import arguments, group_arguments, layer_of, small_layers, strided
 
 pytest.importorskip("triton")
@@ -56,6 +57,24 @@ def test_gradients_come_in_the_order_of_the_operands_in_every_variant():
     wanted = [name for name, need in zip(directions.names_of(direction.kernels).flat(), needs, strict=True) if need]
     for variant in direction.variants[0]:
         assert list(direction.call(variant).results) == wanted
+
+
+@pytest.mark.parametrize(
+    ("x", "described"),
+    [
+        (torch.randn(6, 40).bfloat16(), True),
+        (torch.randn(6, 48).bfloat16()[:, :40], True),
+        (torch.randn(6, 44).bfloat16()[:, :40], False),  # rows of 88 bytes
+        (torch.randn(40).bfloat16().expand(6, 40), False),
+    ],
+    ids=["rows", "slices", "odd slices", "one row"],
+)
+def test_descriptors_are_for_rows_at_multiples_of_16_bytes(monkeypatch, x, described):
+    monkeypatch.setattr(available, "gpu_of", lambda device: available.Gpu("cuda", 1 << 17, descriptors=True))
+    layer = layer_of("gelu", rank=16).bfloat16()
+    direction = forward_direction(flat_of(layer, x), 1, layer.noble.key, True)
+    assert ((DESCRIPTORS,) in direction.variants[0]) == described
+    assert DESCRIPTORS not in direction.variants[1]
 
 
 def test_a_question_is_of_a_bucket_of_rows():

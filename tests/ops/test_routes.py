@@ -12,7 +12,7 @@ import torch
 
 from noble_fx.ops import available, direct, directions, routes
 from noble_fx.runtime import autotune, execute
-from noble_fx.runtime.layer_kernels import FIRST, KERNEL, VENDOR
+from noble_fx.runtime.layer_kernels import DESCRIPTORS, FIRST, KERNEL, VENDOR
 from tests.fused_layer import arguments, check, exact_of, kernels_on_cpu, layer_of, near, take
 
 pytest.importorskip("triton")
@@ -169,3 +169,20 @@ def test_threads_at_their_first_call(monkeypatch):
         truth = (y, *torch.autograd.grad(y.square().sum(), [x64, exact.weight, exact.noble.up]))
         for name, one, other in zip(("y", "dx", "dW", "dU"), of_thread, truth, strict=True):
             near(name, one, other)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_descriptors_are_for_addresses_at_multiples_of_16_bytes(on_cpu, monkeypatch, offset):
+    """Whatever was chosen: a descriptor of another address would be an error of the GPU's."""
+    monkeypatch.setattr(available, "gpu_of", lambda device: available.Gpu("interpreter", 1 << 16, descriptors=True))
+    monkeypatch.setenv("NOBLE_FX_TUNE", "1")
+    monkeypatch.setattr(
+        autotune, "measure", lambda variants, run, device: {v: float(DESCRIPTORS not in v) for v in variants}
+    )
+    layer = layer_of(rank=16).bfloat16()
+    check(layer, torch.randn(6, 40).bfloat16())  # chosen here
+    on_cpu.clear()
+    layer.zero_grad()
+    check(layer, torch.randn(6 * 40 + 8).bfloat16()[offset : offset + 240].view(6, 40))
+    assert ("linear_up_forward_tma" in on_cpu) == (offset == 0)
+    assert ("linear_backward_input_tma" in on_cpu) == (offset == 0)

@@ -1,5 +1,6 @@
 """What Triton compiled is started with what its own launcher would start it with."""
 
+import contextvars
 from types import SimpleNamespace
 
 import pytest
@@ -44,3 +45,36 @@ def test_hooks_are_seen_in_every_form_that_triton_gave_them(monkeypatch, enter, 
 def test_the_installed_triton_has_what_is_asked_of_it():
     pytest.importorskip("triton")
     assert compiled.is_observed() is False
+
+
+def test_memory_is_lent_for_the_launch_alone():
+    triton = pytest.importorskip("triton")
+    from triton.runtime import _allocation
+
+    def launch(size, *, alignment):
+        return _allocation._allocator.get()(size, alignment, None)
+
+    def own(size, alignment, stream):
+        return "the user's"
+
+    def check():
+        triton.set_allocator(own)
+        assert _allocation._allocator.get() is own
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "empty", lambda size, dtype, device: (size, dtype, device))
+            assert compiled.lent_memory(launch)(256, alignment=128) == (256, torch.int8, "cuda")
+        assert _allocation._allocator.get() is own
+
+    contextvars.copy_context().run(check)
+
+
+def test_a_start_with_descriptors_lends_memory():
+    pytest.importorskip("triton")
+    from triton.runtime import _allocation
+
+    seen = []
+    kernel = SimpleNamespace(
+        run=lambda *arguments: seen.append(_allocation._allocator.get().__name__), function=11, packed_metadata=()
+    )
+    compiled.starter(kernel, 5, descriptors=True)(7, (100,))
+    assert seen == ["lend"]

@@ -1,6 +1,7 @@
 """Arguments are bound by their names, and what cannot be launched says so in the project's own error."""
 
 import ast
+from dataclasses import replace
 
 import pytest
 import torch
@@ -180,3 +181,11 @@ def test_the_options_are_those_of_the_kernel(monkeypatch):
     monkeypatch.setattr(launcher, "load_kernel", lambda plan, kernel: Function())
     launch(PLAN, KERNEL, 5, tensors(), column=0)
     assert (seen["grid"], seen["num_warps"], seen["num_stages"]) == ((2,), 4, 1)
+
+
+def test_a_persistent_kernel_takes_as_many_programs_as_there_are_multiprocessors(monkeypatch):
+    monkeypatch.setattr(launcher, "_multiprocessors", lambda device: 3)
+    device = torch.device("cuda", 0)
+    assert launcher.grid_of(KERNEL, 40, device) == 10
+    assert launcher.grid_of(replace(KERNEL, persistent=True), 40, device) == 3
+    assert launcher.grid_of(replace(KERNEL, persistent=True), 5, device) == 2

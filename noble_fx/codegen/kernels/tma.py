@@ -50,6 +50,7 @@ def product_tma(plan: Plan, tile: Tile, name: str, title: str, outs: tuple[Out, 
         bytes_per_row=per_row,
         bytes_once=once,
         persistent=True,
+        descriptors=True,
     )
 
 
