@@ -79,8 +79,9 @@ def tell_of_writes(kernels: dict[str, Any]) -> None:
     for name, (function, kernel) in kernels.items():
         types = {"*bf16": torch.bfloat16, "*fp32": torch.float32}
         given = {a.name: torch.empty(4, dtype=types[a.type]) if a.type in types else 64 for a in kernel.arguments}
-        accesses = triton_kernel_wrap.identify_accessed_tensors(function, given, {})
-        found = sorted(dependency.name for dependency in accesses.read_writes.writes)
+        table = triton_kernel_wrap.kernel_side_table
+        places = table.add_kernel(function), table.add_constant_args({})
+        found = sorted(triton_kernel_wrap.get_mutated_tensors(*places, given, {}))
         declared = sorted(argument.name for argument in kernel.arguments if argument.written)
         print("writes", name, ",".join(found), ",".join(declared))
 
