@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from noble_fx.branches.keys import first_line, made_of_known_parts, runnable, template, why_not_recorded
+from noble_fx.branches.quick import quick
 from noble_fx.branches.recording import ROWS, asks_for_grad_mode, elsewhere, record, sampled
 from noble_fx.branches.rows import MixesRows, check_rows
 from noble_fx.errors import Refusal
@@ -42,13 +43,17 @@ class ActivationProgram:
 
     def apply(self, h: Tensor, *tensors: Tensor) -> Tensor:
         """t = σ(h) [rows, r]."""
-        t: Tensor = self.forward.forward(h, *tensors)
+        t: Tensor = self._quick[0](h, *tensors)
         return t
 
     def differentiate(self, h: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """t, dh and the gradients of σ's parameters, for `rest` = (*tensors, dt [rows, r])."""
-        gradients: tuple[Tensor, ...] = self.backward.forward(h, *rest)
+        gradients: tuple[Tensor, ...] = self._quick[1](h, *rest)
         return gradients
+
+    @functools.cached_property
+    def _quick(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        return quick(self.forward), quick(self.backward)
 
 
 class Untraceable(Exception):
