@@ -52,21 +52,31 @@ class NoblePreset:
         kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
             "str": ("a text", lambda value: isinstance(value, str)),
             "bool": ("True or False", lambda value: isinstance(value, bool)),
-            "float": ("a finite number", _is_number),
-            "tuple[float, float]": ("two finite numbers, the smaller one first", _is_range),
+            "float": (f"a number within ±{_LARGEST}", _is_number),
+            "tuple[float, float]": (f"two numbers within ±{_LARGEST}, the smaller one first", _is_range),
         }
         for field in dataclasses.fields(self):
             said, holds = kinds[str(field.type)]
             if not holds(getattr(self, field.name)):
                 raise ConfigError(f"{field.name}={shown(getattr(self, field.name))} of a preset must be {said}")
-        if self.phase_std < 0:
-            raise ConfigError(f"phase_std={shown(self.phase_std)} of a preset must not be negative")
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={shown(getattr(self, name))} of a preset must not be negative")
+        for name in ("lr_up_exponent", "lr_mixer_exponent"):
+            if abs(getattr(self, name)) > _STEEPEST:
+                raise ConfigError(f"{name}={shown(getattr(self, name))} of a preset must be within ±{_STEEPEST}")
         if self.mixer_init not in ("xavier_uniform", "normal"):
             raise ConfigError(f"mixer_init={shown(self.mixer_init)} is unknown; use 'xavier_uniform' or 'normal'")
 
 
+# Spreads of what is drawn, and multipliers of rates.
+_NOT_NEGATIVE = ("mixer_gain", "phase_std", "up_gain", "base_gain", "lr_frequency", "lr_phase", "lr_scale", "lr_shift")
+_LARGEST = 65504  # of float16: what is drawn with it exists in every dtype that a model may have
+_STEEPEST = 8  # (min(K, N) / r) ** exponent stays a number
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _is_range(value: Any) -> bool:
