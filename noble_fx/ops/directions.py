@@ -137,7 +137,7 @@ def _laid_out(
     layer: Layer, names: Sequence[str], tensors: Sequence[Any]
 ) -> tuple[dict[str, Tensor], dict[str, Prepare]]:
     """Operands laid out as kernels read them, and by which step each is, where one is needed."""
-    wide = {"x", *(layer.name("dy", site) for site in range(layer.sites))}
+    wide = {"x", *(layer.name("dy", site) for site in range(layer.sites)), *(("h",) if layer.sites == 1 else ())}
     strided = {layer.name("weight", site) for site in range(layer.sites)}
     found: dict[str, Tensor] = {}
     steps: dict[str, Prepare] = {}

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import noble_fx
 from noble_fx import NobleLinear, schema
@@ -78,6 +78,15 @@ def test_a_wide_bottleneck_is_split(monkeypatch, variant, dtype, on_cpu):
     check(layer, torch.randn(40, 160).to(dtype))
     assert "activation_backward_0" in on_cpu
     assert "bottleneck_backward" not in on_cpu
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(40,), (2, 3, 40)])
+def test_a_split_bottleneck_whose_first_step_is_a_product(shape, dtype, on_cpu):
+    """It reads h itself, which has the shape of the call."""
+    layer = layer_of(lambda rank: nn.Sequential(nn.Linear(rank, rank), nn.Tanh()), out_features=24, rank=130).to(dtype)
+    check(layer, torch.randn(shape).to(dtype))
+    assert "activation_backward_1" in on_cpu
 
 
 INPUTS = {
