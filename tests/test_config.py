@@ -68,7 +68,7 @@ def test_settings_that_cannot_be(settings, message):
         ({"up_gain": float("inf")}, "up_gain=inf of a preset must be a number within ±65504"),
         ({"down_bias": 1}, "down_bias=1 of a preset must be True or False"),
         ({"name": 3}, "name=3 of a preset must be a text"),
-        ({"frequency_range": [1.2, 0.8]}, "frequency_range=.* must be two numbers within ±65504, the smaller one first"),
+        ({"frequency_range": [1.2, 0.8]}, "must be two numbers within ±65504, the smaller one first"),
         ({"frequency_range": 1.0}, "must be two numbers within ±65504"),
         ({"phase_std": -1}, "phase_std=-1 of a preset must not be negative"),
         ({"up_gain": -0.1}, "up_gain=-0.1 of a preset must not be negative"),
