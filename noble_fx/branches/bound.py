@@ -48,9 +48,9 @@ class Bound:
     def __init__(self, branch: Any, form: FusedForm):
         modules = dict(branch.named_modules())
 
-        def place(path: str | None) -> tuple[Table, Table, str] | None:
+        def place(path: str | None) -> tuple[Table, Table, str | None]:
             if path is None:
-                return None
+                return {}, {}, None
             owner, _, name = path.rpartition(".")
             module = modules[owner]
             return module._parameters if name in module._parameters else module._buffers, vars(module), name
@@ -58,9 +58,11 @@ class Bound:
         n, k, r = branch.out_features, branch.in_features, branch.rank
         self._input, self._weight = (k,), (n, k)
         self._branch, self._kind, self._attributes = branch, type(branch), vars(branch)
-        self._places = tuple(map(place, (form.down, form.down_bias, form.up, form.up_bias, *form.act)))
+        # In columns: of a row Dynamo would guard the tuple as well as what is in it.
+        places = map(place, (form.down, form.down_bias, form.up, form.up_bias, *form.act))
+        self._places = tuple(zip(*places, strict=True))
         named = dict([*branch.named_parameters(), *branch.named_buffers()])
-        self._shapes = [(r, k), (r,), (n, r), (n,), *(named[path].shape for path in form.act)]
+        self._shapes = ((r, k), (r,), (n, r), (n,), *(tuple(named[path].shape) for path in form.act))
         self._unchanged: Callable[[], bool] = form.unchanged
 
     def operands(
@@ -83,9 +85,9 @@ class Bound:
         ):
             return None
         tensors: list[Any] = []
-        for place, shape in zip(self._places, self._shapes, strict=True):
-            tensor: Any = None if place is None else read(*place)
-            if place is not None and (type(tensor) not in classes or tensor.shape != shape):
+        for parameters, attributes, name, shape in zip(*self._places, self._shapes, strict=True):
+            tensor: Any = None if name is None else read(parameters, attributes, name)
+            if name is not None and (type(tensor) not in classes or tensor.shape != shape):
                 return None
             tensors.append(tensor)
         return tensors if weight.shape == self._weight and x.shape[-1:] == self._input else None

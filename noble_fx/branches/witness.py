@@ -14,7 +14,8 @@ import enum
 import functools
 import numbers
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,40 +37,58 @@ _BY_IDENTITY = (
 _CONTAINERS = (list, tuple, dict, set, frozenset, torch.Size)
 
 
+@dataclass
+class _Watched:
+    """What is to be looked at."""
+
+    empty: list[Any] = field(default_factory=list)  # tables of hooks, and of the children of modules that have none
+    kinds: list[tuple[nn.Module, type]] = field(default_factory=list)
+    children: list[tuple[Mapping[str, Any], int]] = field(default_factory=list)  # tables of children, and how many
+    same: list[tuple[Mapping[str, Any], str, Any]] = field(default_factory=list)  # (table, name, the object there)
+    tied: list[tuple[Any, str, Any, str]] = field(default_factory=list)  # (table, name, table, name): one tensor
+    equal: list[tuple[Any, str, Any]] = field(default_factory=list)  # (module or class, name of an attribute, value)
+    holding: list[tuple[Any, str, Any]] = field(default_factory=list)  # of lists and the like, whose `is` 2.11 lacks
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> tuple[tuple[Any, ...], ...]:
+    """Rows as columns: of a row Dynamo would guard the tuple as well as what is in it."""
+    return tuple(zip(*rows, strict=True)) or ((),) * width
+
+
 class Witness:
     """Called, it says whether σ is what it was: True as long as nothing was changed."""
 
     __slots__ = ("_children", "_empty", "_equal", "_holding", "_kinds", "_same", "_tied")
 
-    def __init__(self) -> None:
-        self._empty: list[Any] = []  # tables of hooks, and of the children of modules that have none
-        self._kinds: list[tuple[nn.Module, type]] = []
-        self._children: list[tuple[Mapping[str, Any], int]] = []  # tables of children, and how many there are
-        self._same: list[tuple[Mapping[str, Any], str, Any]] = []  # (table, name, the object that is there)
-        self._tied: list[tuple[Any, str, Any, str]] = []  # (table, name, table, name): one tensor
-        self._equal: list[tuple[Any, str, Any]] = []  # (module or class, name of an attribute, its value)
-        self._holding: list[tuple[Any, str, Any]] = []  # the same for lists and the like, whose `is` Dynamo 2.11 lacks
+    def __init__(self, watched: _Watched) -> None:
+        self._empty = tuple(watched.empty)
+        self._kinds = _columns(watched.kinds, 2)
+        self._children = _columns(watched.children, 2)
+        self._same = _columns(watched.same, 3)
+        self._tied = _columns(watched.tied, 4)
+        self._equal = _columns(watched.equal, 3)
+        self._holding = _columns(watched.holding, 3)
 
     def __call__(self) -> bool:
         if any(self._empty):
             return False
-        for part, kind in self._kinds:
+        for part, kind in zip(*self._kinds, strict=True):
             if type(part) is not kind:
                 return False
-        for children, count in self._children:
+        for children, count in zip(*self._children, strict=True):
             if len(children) != count:
                 return False
-        for table, name, item in self._same:
+        for table, name, item in zip(*self._same, strict=True):
             if table.get(name, _ABSENT) is not item:
                 return False
-        for table, name, other, twin in self._tied:
+        for table, name, other, twin in zip(*self._tied, strict=True):
             if table.get(name) is not other.get(twin):
                 return False
-        for owner, name, value in self._equal:
+        for owner, name, value in zip(*self._equal, strict=True):
             now = getattr(owner, name, _ABSENT)
             if now is not value and (type(now) is not type(value) or now != value):
                 return False
-        for owner, name, value in self._holding:
+        for owner, name, value in zip(*self._holding, strict=True):
             now = getattr(owner, name, _ABSENT)
             if type(now) is not type(value) or now != value:
                 return False
@@ -92,31 +111,31 @@ def witness(owner: nn.Module, name: str, recognised: Recognised) -> Witness | Re
     """The witness of σ, the child `name` of `owner`; a refusal where it could be changed without being seen."""
     act = owner._modules[name]
     assert act is not None
-    made, ran = Witness(), dict(recognised.after.named_modules()) if recognised.after is not None else {}
-    made._same.append((owner._modules, name, act))
-    made._tied += _twins(act)
+    watched, ran = _Watched(), dict(recognised.after.named_modules()) if recognised.after is not None else {}
+    watched.same.append((owner._modules, name, act))
+    watched.tied += _twins(act)
     for path, part in act.named_modules():
-        reason = _watch(made, part, recognised.notes.get(path, Notes()), ran.get(path))
+        reason = _watch(watched, part, recognised.notes.get(path, Notes()), ran.get(path))
         if reason is not None:
             return Refusal(f"{type(part).__name__} {reason}")
-    return made
+    return Witness(watched)
 
 
-def _watch(made: Witness, part: nn.Module, notes: Notes, ran: nn.Module | None) -> str | None:
+def _watch(watched: _Watched, part: nn.Module, notes: Notes, ran: nn.Module | None) -> str | None:
     """Add a module of σ; or why it may not be added. `ran` is its copy, after it was run."""
     kind, attributes = type(part), vars(part)
     if any(attributes[hooks] for hooks in _HOOKS):
         return "has a hook"
     if notes.writes:
         return f"sets self.{min(notes.writes)} while it runs"
-    made._kinds.append((part, kind))
-    made._empty += [attributes[hooks] for hooks in _HOOKS]
+    watched.kinds.append((part, kind))
+    watched.empty += [attributes[hooks] for hooks in _HOOKS]
     if part._modules:
-        made._children.append((part._modules, len(part._modules)))
+        watched.children.append((part._modules, len(part._modules)))
     else:
-        made._empty.append(part._modules)
+        watched.empty.append(part._modules)
     for table in (part._modules, part._parameters, part._buffers):
-        made._same += [(table, name, item) for name, item in table.items() if item is None or table is part._modules]
+        watched.same += [(table, name, item) for name, item in table.items() if item is None or table is part._modules]
     held = {*part._parameters, *part._buffers, *part._modules}
     for name in sorted(notes.reads - held - _TABLES):
         if name.startswith("__"):
@@ -125,13 +144,13 @@ def _watch(made: Witness, part: nn.Module, notes: Notes, ran: nn.Module | None) 
             return "reads self.training"
         defined = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), _ABSENT)
         if name not in attributes and _is_code(defined):
-            made._same.append((attributes, name, _ABSENT))
+            watched.same.append((attributes, name, _ABSENT))
             if defined is not vars(nn.Module).get(name):
-                made._equal.append((kind, name, getattr(kind, name)))
+                watched.equal.append((kind, name, getattr(kind, name)))
         else:
             value = getattr(part, name, _ABSENT)
             try:
-                noted = made._holding if type(value) in _CONTAINERS else made._equal
+                noted = watched.holding if type(value) in _CONTAINERS else watched.equal
                 noted.append((part, name, _snapshot(value)))
             except TypeError:
                 return f"reads self.{name}, and a change inside a {type(value).__name__} could not be seen"
