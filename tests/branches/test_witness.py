@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, prune
 import noble_fx
 from noble_fx import NobleLinear
 from noble_fx.branches.witness import Witness
+from noble_fx.torch_versions import RELEASE
 
 RANK = 4
 
@@ -324,7 +325,8 @@ def test_a_witness_is_a_few_reads():
     layer = built("cosnet")
     witness = layer.noble.bound._unchanged
     assert isinstance(witness, Witness)
-    assert sum(len(getattr(witness, name)) for name in Witness.__slots__) <= 40
+    columns = [getattr(witness, name)[0] for name in Witness.__slots__ if name != "_empty"]
+    assert sum(map(len, [witness._empty, *columns])) <= 40
 
 
 def test_a_tensor_of_two_names_that_becomes_two_is_seen():
@@ -342,7 +344,8 @@ def test_a_tensor_of_two_names_that_becomes_two_is_seen():
         torch.randn(3, 8),
     )
     branch = model[0].noble
-    assert not branch.unfused
+    # torch 2.11 cannot add up two gradients of one tensor where sizes are symbols, so σ is eager there, and says so.
+    assert not branch.unfused or ("numel() on tensor with symbolic sizes" in branch.unfused and RELEASE == (2, 11))
     with torch.no_grad():
         branch.up.normal_()
         branch.act.twin = nn.Parameter(torch.randn(2, 2))
