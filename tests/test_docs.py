@@ -31,7 +31,9 @@ def test_links_lead_somewhere(page):
             assert not heading or heading in headings(page.parent / target if target else page), heading
 
 
-@pytest.mark.parametrize("page", ["glossary.md", "extending.md", "architecture.md", "training.md", "distributed.md"])
+@pytest.mark.parametrize(
+    "page", ["glossary.md", "extending.md", "architecture.md", "training.md", "distributed.md", "cpu.md"]
+)
 def test_the_readme_leads_to_every_page(page):
     assert f"docs/{page}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
