@@ -14,6 +14,10 @@ from noble_fx.attach.gone import told_gone
 from noble_fx.branches.base import Branch
 from noble_fx.captures.base import Examples
 from noble_fx.captures.table import captured
+from noble_fx.diagrams.dot import to_dot
+from noble_fx.diagrams.drawing import draw
+from noble_fx.diagrams.mermaid import to_mermaid
+from noble_fx.diagrams.site_graph import site_graph
 from noble_fx.errors import Refusal
 from noble_fx.inspect import known_programs, sites
 from noble_fx.ops.available import why_no_kernel
@@ -23,6 +27,7 @@ from noble_fx.sites.site import Site
 from noble_fx.tables import as_text, group, plain, table
 
 if TYPE_CHECKING:
+    import networkx as nx
     from rich.console import Group
     from rich.table import Table
 
@@ -40,6 +45,7 @@ class Explanation:
     base_params: int
     branch_params: int
     no_kernels: dict[str, str]  # fused sites that run PyTorch operators on a GPU, too, and why
+    acts: dict[str, str]  # σ of each branch, by the name of its site
     fused_into: str = "noble_fx::linear"  # the operator that a fused site is; empty for a file, which has others
 
     def to_dict(self) -> dict[str, Any]:
@@ -50,9 +56,24 @@ class Explanation:
             "base_params": self.base_params,
             "branch_params": self.branch_params,
             "no_kernels": self.no_kernels,
+            "acts": self.acts,
             "sites": [site.to_dict() for site in self.sites],
             "programs": [{"graph": str(p), "history": [vars(step) for step in p.history]} for p in self.programs],
         }
+
+    def to_networkx(self) -> nx.DiGraph:
+        """The sites as a graph with what holds them and which read one input; GraphML can hold it whole."""
+        facts = {"model": self.model, "base_params": self.base_params, "branch_params": self.branch_params}
+        groups = [(names, p.mode != "looking") for p in self.programs for names in p.shared]
+        return site_graph(facts, self.sites, self.acts, self.no_kernels, groups)
+
+    def to_dot(self, repeats: bool = False) -> str:
+        """The same as a picture, in the language of Graphviz; equal blocks once, unless `repeats` are to be seen."""
+        return to_dot(draw(self.to_networkx(), repeats))
+
+    def to_mermaid(self, repeats: bool = False) -> str:
+        """The same as a Mermaid flowchart, for Markdown pages; equal blocks once, unless `repeats` are to be seen."""
+        return to_mermaid(draw(self.to_networkx(), repeats))
 
     def __str__(self) -> str:
         return as_text(self, WIDTH)
@@ -133,15 +154,22 @@ def explain(model: nn.Module | str | Path) -> Explanation:
         base_params=sum(n for ours, n in counted if not ours),
         branch_params=sum(n for ours, n in counted if ours),
         no_kernels=_no_kernels(model, listed),
+        acts={site.fqn: _branch(model, site).label for site in listed if site.selected},
     )
+
+
+def _branch(model: nn.Module, site: Site) -> Branch:
+    """The branch of a chosen site, of several experts' the first."""
+    branch = model.get_submodule(branch_paths(site)[0])
+    assert isinstance(branch, Branch)
+    return branch
 
 
 def _no_kernels(model: nn.Module, sites_shown: tuple[Site, ...]) -> dict[str, str]:
     reasons = {}
     for site in sites_shown:
         if site.selected and not site.unfused:
-            branch = model.get_submodule(branch_paths(site)[0])
-            assert isinstance(branch, Branch)
+            branch = _branch(model, site)
             if refusal := why_no_kernel(
                 branch.key, branch.rank, branch.dtype, (branch.out_features, branch.in_features)
             ):
@@ -151,16 +179,18 @@ def _no_kernels(model: nn.Module, sites_shown: tuple[Site, ...]) -> dict[str, st
 
 def _of_file(path: str | Path) -> Explanation:
     account = read_account(path)
+    listed, act = sites_of(account), account["settings"].get("act", "")
     passes = {f"pass {rule}": f"{count} rewrites" for rule, count in account["passes"].items()}
     versions = ", ".join(f"{name} {version}" for name, version in account["versions"].items())
     return Explanation(
         model=f"{account['model']} in {Path(path).name}",
-        sites=sites_of(account),
+        sites=listed,
         programs=(),
         settings={**account["settings"], **passes, "written with": versions},
         base_params=account["base_params"],
         branch_params=account["branch_params"],
         no_kernels={},
+        acts={site.fqn: act for site in listed if site.selected},
         fused_into="",
     )
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
 from noble_fx.attach.carried import carried_sites, module_at
+from noble_fx.branches.base import Branch
 from noble_fx.captures import dynamo
 from noble_fx.captures.base import HISTORY, Examples, check_model
 from noble_fx.captures.looking import look
 from noble_fx.captures.table import asked, capture_of, captured
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, Refusal
+from noble_fx.ops.operands import Operands
 from noble_fx.passes.history import Program
+from noble_fx.passes.match import ModelGraph, parameter_reads
+from noble_fx.schema import LINEAR_GROUP
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import find_maps
 from noble_fx.sites.from_file import read_sites
@@ -65,26 +70,49 @@ def known_programs(model: nn.Module, examples: Examples) -> tuple[tuple[Program,
     graph = look(model, carried, examples)
     if isinstance(graph, Refusal):
         return tuple(compiled), graph
-    return (Program(graph, carried, graph.meta[HISTORY], "looking"), *compiled), None
+    shared = _shared(graph, _sites_by_down(graph))
+    return (Program(graph, carried, graph.meta[HISTORY], "looking", shared), *compiled), None
 
 
 def _running_programs(model: nn.Module) -> list[Program]:
     """The captured graphs inside `model`, which run in the place of a module."""
+    running = [(module, capture.graphs(module)) for capture, module in captured(model)]
+    by_down = _sites_by_down(model) if running else {}
     return [
-        Program(graph, sites(module), graph.meta.get(HISTORY, ()), mode)
-        for capture, module in captured(model)
-        for mode, graph in capture.graphs(module).items()
+        Program(graph, sites(module), graph.meta.get(HISTORY, ()), mode, _shared(graph, by_down))
+        for module, graphs in running
+        for mode, graph in graphs.items()
     ]
 
 
 def _compiled_programs(model: nn.Module) -> list[Program]:
     """The graphs that `torch.compile(backend="noble_fx")` made of the model so far."""
-    branches: list[Any] = [branch for branch in named_branches(model).values() if branch.key]
-    names = {id(branch.down): branch for branch in branches}
-    carried = sites(model) if branches else ()
-    paths = {id(module_at(model, path)): site for site in carried for path in branch_paths(site)}
+    downs = [branch.down for branch in _fused(named_branches(model).values())]
+    by_down = _sites_by_down(model) if downs else {}
     compiled = []
-    for graph in dynamo.compiled_graphs([branch.down for branch in branches]):
-        own = dict.fromkeys(paths[id(names[down])] for down in graph.downs if id(names.get(down)) in paths)
-        compiled.append(Program(graph.graph_module, tuple(own), graph.history, "compiled"))
+    for graph in dynamo.compiled_graphs(downs):
+        own = dict.fromkeys(by_down[down] for down in graph.downs if down in by_down)
+        shared = tuple(tuple(by_down[down].fqn for down in group if down in by_down) for group in graph.groups)
+        compiled.append(Program(graph.graph_module, tuple(own), graph.history, "compiled", shared))
     return compiled
+
+
+def _shared(graph_module: fx.GraphModule, by_down: dict[int, Site]) -> tuple[tuple[str, ...], ...]:
+    """The sites of each grouped call in a graph that reads its parameters off its own tree."""
+    graph, shared = ModelGraph(graph_module), []
+    for node in graph_module.graph.nodes:
+        if node.target is LINEAR_GROUP:
+            reads = [read for site in Operands.of_node(node).sites for read in parameter_reads(site.down)]
+            found = [by_down.get(id(graph.attribute(str(read.target)))) for read in reads]
+            shared.append(tuple(site.fqn for site in found if site is not None))
+    return tuple(shared)
+
+
+def _sites_by_down(model: nn.Module) -> dict[int, Site]:
+    """The sites of fused branches by the identity of D, which is what a graph shows of a branch."""
+    places = [(site, module_at(model, path)) for site in sites(model) for path in branch_paths(site)]
+    return {id(branch.down): site for site, held in places for branch in _fused([held])}
+
+
+def _fused(modules: Iterable[Any]) -> list[Any]:
+    return [module for module in modules if isinstance(module, Branch) and module.key]

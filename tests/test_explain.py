@@ -63,6 +63,20 @@ def test_plain_json_values():
     assert {step["rule"] for step in described["programs"][0]["history"]} >= {"insert_branch", "fuse_branch"}
 
 
+def test_every_branch_has_its_own_sigma():
+    parts = {act: noble_fx.transform(tiny(), rank=4, act=act, select="ffn") for act in ("gelu", "cosnet")}
+    acts = noble_fx.explain(nn.ModuleDict(parts)).to_dict()["acts"]
+    assert acts == {f"{act}.blocks.{i}.{name}": act for act in parts for i in range(2) for name in ("fc1", "fc2")}
+
+
+def test_an_explanation_is_a_graph_and_a_picture():
+    explained = noble_fx.explain(transformed("fx"))
+    assert len(explained.to_networkx()) == 13 + 3
+    assert "blocks.* ×2" in explained.to_dot()
+    assert "blocks.* ×2" not in explained.to_dot(repeats=True)
+    assert explained.to_mermaid().startswith("flowchart LR")
+
+
 def test_a_plain_model_and_an_empty_one():
     assert "0 of 13 linear maps carry a branch" in str(noble_fx.explain(tiny()))
     assert "0 of 0" in str(noble_fx.explain(nn.ReLU()))

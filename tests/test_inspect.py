@@ -62,3 +62,25 @@ def test_no_graph_is_a_reason_for_explain_and_an_error_for_programs():
     torch._dynamo.reset()
     torch.compile(model, backend="noble_fx", options={"then": "eager"})(tokens())
     assert [program.mode for program in noble_fx.programs(model)] == ["compiled"]  # then there is one to show
+
+
+def shared(model: nn.Module, mode: str) -> list[tuple[str, ...]]:
+    return [names for program in noble_fx.programs(model) if program.mode == mode for names in program.shared]
+
+
+PAIRS = [("blocks.0.q_proj", "blocks.0.v_proj"), ("blocks.1.q_proj", "blocks.1.v_proj")]
+
+
+def test_the_sites_of_each_group_have_their_names():
+    assert shared(transformed("fx"), "") == PAIRS
+    assert shared(transformed("export", example_inputs=(tokens(),)), "eval") == PAIRS
+    torch._dynamo.reset()
+    model = transformed("modules")
+    assert shared(model, "looking") == PAIRS
+    torch.compile(model, backend="noble_fx", options={"then": "eager"})(tokens())
+    assert shared(model, "compiled") == PAIRS
+
+
+def test_a_group_inside_a_captured_part_has_its_names_in_the_whole_model():
+    whole = nn.ModuleDict({"part": transformed("fx")})
+    assert shared(whole, "") == [tuple(f"part.{name}" for name in pair) for pair in PAIRS]

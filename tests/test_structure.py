@@ -35,7 +35,7 @@ ROOMS = [
     {"attach"},
     {"passes"},
     {"captures"},
-    {"inspect"},
+    {"inspect", "diagrams"},
     {"transform"},
     {"checkpoints"},
     {"training", "checkpoint", "explain", "fold", "pretrained"},

@@ -21,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from noble_fx import own_code
 from noble_fx.branches.base import branches_with
+from noble_fx.ops.operands import Operands
 from noble_fx.passes.history import Step
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
@@ -38,6 +39,14 @@ class CompiledGraph:
     history: tuple[Step, ...]
     downs: tuple[int, ...]
 
+    @property
+    def groups(self) -> list[list[int]]:
+        """The same identities by grouped call."""
+        placeholders, calls = _placeholders(self.graph_module), _calls(self.graph_module)
+        read = [down for call in calls for down in call if down in placeholders]
+        identities = dict(zip(read, self.downs, strict=True))
+        return [[identities[down] for down in call if down in identities] for call in calls if len(call) > 1]
+
 
 _compiled = WeakIdKeyDictionary()  # a branch's D -> the graphs in which it is the first
 
@@ -51,11 +60,11 @@ def compile_graph(
     """The backend: run the passes of "compiled" over one of Dynamo's graphs and hand it on."""
     options = dict(options or {})
     then = options.pop("then", "inductor")
-    placeholders, downs = _placeholders(graph_module), _downs(graph_module)
     history: list[Step] = []
-    for body in _with_bodies(graph_module) if downs else ():
+    for body in _with_bodies(graph_module) if _calls(graph_module) else ():
         history += run_passes(body, PIPELINES["compiled"])
-    places = [placeholders.index(node) for node in downs if node in placeholders]
+    placeholders, calls = _placeholders(graph_module), _calls(graph_module)
+    places = [placeholders.index(down) for call in calls for down in call if down in placeholders]
     kept = CompiledGraph(_copy(graph_module), tuple(history), ()) if places else None
     if then != "inductor":
         inner = torch._dynamo.lookup_backend(then) if isinstance(then, str) else then
@@ -127,20 +136,18 @@ def _with_bodies(graph_module: fx.GraphModule) -> Iterator[fx.GraphModule]:
         yield from _with_bodies(body)
 
 
-def _downs(graph_module: fx.GraphModule) -> list[Any]:
-    """What the graph reads as the `down` matrices of its fused sites, in its order; None where it computes one."""
+def _calls(graph_module: fx.GraphModule) -> list[list[Any]]:
+    """What each fused site or group reads as its `down` matrices, in the graph's order; None where it computes one."""
     bodies = {node: (body, operands) for node, body, operands in _bodies(graph_module)}
-    downs: list[Any] = []
+    calls: list[list[Any]] = []
     for node in graph_module.graph.nodes:
-        if node.target is LINEAR:
-            downs.append(node.args[3])
-        elif node.target is LINEAR_GROUP:
-            downs += node.args[3]
+        if node.target in (LINEAR, LINEAR_GROUP):
+            calls.append([site.down for site in Operands.of_node(node).sites])
         elif node in bodies:
             body, operands = bodies[node]
             outside = dict(zip(_placeholders(body), operands, strict=True))
-            downs += [outside.get(down) for down in _downs(body)]
-    return downs
+            calls += [[outside.get(down) for down in call] for call in _calls(body)]
+    return calls
 
 
 # --- what was compiled -----------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class Program:
     sites: tuple[Site, ...]
     history: tuple[Step, ...]
     mode: str = ""  # "train" or "eval" where each has a graph, "compiled" for one of Dynamo's, else empty
+    shared: tuple[tuple[str, ...], ...] = ()  # the sites of each grouped call, by their names in the whole model
 
     def __str__(self) -> str:
         return str(self.graph_module.graph)

@@ -154,6 +154,7 @@ def test_blocks_that_share_a_graph_are_listed_each():
     programs = compiled_programs(model)
     assert [{site.fqn.split(".")[1] for site in program.sites} for program in programs] == [{"0"}, {"1"}]
     assert [len(program.sites) for program in programs] == [6, 6]
+    assert [program.shared for program in programs] == [((f"blocks.{i}.q_proj", f"blocks.{i}.v_proj"),) for i in "01"]
 
 
 class Checkpointed(Tiny):
@@ -178,6 +179,7 @@ def test_checkpointed_blocks_are_grouped_and_listed():
     (program,) = compiled_programs(model)
     assert len(program.sites) == 12
     assert program.groups == (2, 2)
+    assert program.shared == tuple((f"blocks.{i}.q_proj", f"blocks.{i}.v_proj") for i in range(2))
 
 
 def test_a_model_without_branches_goes_through():

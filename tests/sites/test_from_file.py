@@ -39,6 +39,9 @@ def test_explain_reads_the_account(written):
     assert "noble_fx::linear" not in text
     assert explanation.base_params == noble_fx.explain(model).base_params
     assert explanation.to_dict()["sites"] == [site.to_dict() for site in noble_fx.sites(model)]
+    assert explanation.acts == noble_fx.explain(model).acts
+    assert explanation.to_networkx().nodes["blocks.0.fc1"]["sigma"] == "cosnet"
+    assert 'subgraph g0["Tiny in model.onnx"]' in explanation.to_mermaid()
 
 
 def test_files_that_are_not_ours(written, tmp_path):
