@@ -48,8 +48,8 @@ from noble_fx.passes.insert.insert_einsum_branch import insert_einsum_branch
 from noble_fx.passes.insert.insert_expert_branch import insert_expert_branch
 from noble_fx.passes.rule import Pipeline
 
-PIPELINES: dict[str, Pipeline] = {
-    "train": Pipeline(
+_ALL = (
+    Pipeline(
         (
             expose_linear,
             expose_product,
@@ -59,13 +59,15 @@ PIPELINES: dict[str, Pipeline] = {
             insert_einsum_branch,
             fuse_branch,
             share_input,
-        )
+        ),
+        name="train",
     ),
-    "compiled": Pipeline((share_input,)),
-    "base": Pipeline((drop_branch,)),
-    "inference": Pipeline((split_group, fold_branch, share_input)),
-    "export": Pipeline((split_group, merge_branch, join_up), cleanup=(remove_dead,)),
-    "export_down": Pipeline((split_group, merge_branch, join_down), cleanup=(remove_dead,)),
-    "export_apart": Pipeline((split_group, merge_branch), cleanup=(remove_dead,)),
-    "rows": Pipeline((sink_view, merge_view), until_stable=True),  # a view that has sunk may meet another
-}
+    Pipeline((share_input,), name="compiled"),
+    Pipeline((drop_branch,), name="base"),
+    Pipeline((split_group, fold_branch, share_input), name="inference"),
+    Pipeline((split_group, merge_branch, join_up), cleanup=(remove_dead,), name="export"),
+    Pipeline((split_group, merge_branch, join_down), cleanup=(remove_dead,), name="export_down"),
+    Pipeline((split_group, merge_branch), cleanup=(remove_dead,), name="export_apart"),
+    Pipeline((sink_view, merge_view), until_stable=True, name="rows"),  # a view that has sunk may meet another
+)
+PIPELINES: dict[str, Pipeline] = {pipeline.name: pipeline for pipeline in _ALL}

@@ -19,6 +19,7 @@ from typing import Any
 from torch import fx
 
 from noble_fx.passes.build import Build
+from noble_fx.passes.dump import Note, dumped
 from noble_fx.passes.example import Example
 from noble_fx.passes.history import Changed, Skip, Step
 from noble_fx.passes.match import ModelGraph
@@ -71,6 +72,7 @@ class Pipeline:
     rules: tuple[Rule, ...]
     cleanup: tuple[Rule, ...] = ()
     until_stable: bool = False
+    name: str = "passes"
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules + self.cleanup)
@@ -88,30 +90,34 @@ def run_passes(graph_module: fx.GraphModule, passes: Pipeline | Sequence[Rule]) 
     """
     pipeline = passes if isinstance(passes, Pipeline) else Pipeline(tuple(passes))
     run = _until_stable if pipeline.until_stable else _once
-    history = run(graph_module, pipeline.rules) + _once(graph_module, pipeline.cleanup)
+    with dumped(graph_module, pipeline.name) as note:
+        history = run(graph_module, pipeline.rules, note) + _once(graph_module, pipeline.cleanup, note)
     graph_module.graph.lint()
     graph_module.recompile()
     return history
 
 
-def _once(graph_module: fx.GraphModule, rules: Sequence[Rule]) -> list[Step]:
+def _once(graph_module: fx.GraphModule, rules: Sequence[Rule], note: Note) -> list[Step]:
     history: list[Step] = []
     for rule in rules:
         graph = ModelGraph(graph_module)
+        steps: list[Step] = []
         for node in list(graph_module.graph.nodes):
             if not node._erased and rule.matches(node, graph):
-                history += _apply(rule, node, graph)
+                steps += _apply(rule, node, graph)
+        note(rule.name, rule.rewrite, steps)
+        history += steps
     return history
 
 
-def _until_stable(graph_module: fx.GraphModule, rules: Sequence[Rule]) -> list[Step]:
+def _until_stable(graph_module: fx.GraphModule, rules: Sequence[Rule], note: Note) -> list[Step]:
     """Every rewrite of every round, and what the last round, which rewrites nothing, leaves with which reason.
 
     A node that is moved or removed in each round cannot be so more often than there are nodes to move it past.
     """
     rewrites: list[Step] = []
     for _ in range(len(graph_module.graph.nodes) + 1):
-        steps = _once(graph_module, rules)
+        steps = _once(graph_module, rules, note)
         if all(step.skipped for step in steps):
             return rewrites + steps
         rewrites += [step for step in steps if not step.skipped]
