@@ -1,4 +1,4 @@
-"""`noble-fx demo | sites | explain | export`: the library's verbs from the command line.
+"""`noble-fx demo | sites | explain | export | kernels | doctor`: the library's verbs from the command line.
 
 A model is given as `package.module:factory` (called without arguments; the current folder is importable) or as
 `hf:CONFIG.json`, a Hugging Face config, built with random weights. `sites` and `explain` build it on the meta device,
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import inspect
 import json
 import os
 import sys
@@ -28,8 +27,10 @@ from torch import Tensor, nn
 
 import noble_fx
 from noble_fx.codegen.report.kernel_set import dtype_of, resource_table
+from noble_fx.doctor import examine
 from noble_fx.errors import ConfigError, NobleError, printable
 from noble_fx.explain import site_table
+from noble_fx.model_spec import build_model
 from noble_fx.onnx_export.export import STAGES
 
 PIPE_WIDTH = 200  # columns, of what is no terminal
@@ -44,14 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status, 2 for an error in what was asked for."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        status = args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has seen enough; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except NobleError as error:
         lines = "\n".join(map(printable, str(error).splitlines()))
         Console(stderr=True).print(Text(f"noble-fx: {lines}", style="red"))
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, help="seed of weights and batches")
     demo.add_argument("--out", type=Path, dest="folder", metavar="FOLDER", help="where to write (default: demo/)")
     demo.set_defaults(run=_demo)
+
+    doctor = commands.add_parser("doctor", help="look at versions, GPUs, kernels and the cache, and try one layer")
+    doctor.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    doctor.set_defaults(run=_doctor)
 
     _kernels_command(commands)
     _model_command(commands, "sites", "list the linear maps of a model and what would be augmented", _sites)
@@ -178,6 +187,15 @@ def _explain(args: argparse.Namespace) -> None:
         print(explanation)
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    found = examine()
+    if args.json:
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        _console().print(found)
+    return 0 if found.agrees else 1
+
+
 def _kernels(args: argparse.Namespace) -> None:
     kernels = noble_fx.kernels(
         args.act,
@@ -285,56 +303,3 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 def _console() -> Console:
     """The terminal, at its width; a pipe has none, and names in it are to be found whole."""
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-
-
-def build_model(spec: str, device: str = "meta") -> nn.Module:
-    """The model of `package.module:factory` or `hf:CONFIG.json`, on `device`; raises `ConfigError`."""
-    with torch.device(device):
-        if spec.startswith("hf:"):
-            return _from_hugging_face(Path(spec.removeprefix("hf:")))
-        module_name, colon, factory_name = spec.partition(":")
-        if not colon:
-            raise ConfigError(f"model {spec!r} must be package.module:factory or hf:CONFIG.json")
-        sys.path.insert(0, os.getcwd())
-        try:
-            factory = getattr(importlib.import_module(module_name), factory_name)
-        except ImportError as error:
-            raise ConfigError(f"cannot import {module_name!r} for the model: {error}") from None
-        except AttributeError:
-            raise ConfigError(f"module {module_name!r} has no {factory_name!r}") from None
-        finally:
-            sys.path.remove(os.getcwd())
-        model = _made(factory, spec)
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"{spec} gave {type(model).__name__}, not an nn.Module")
-    return model
-
-
-def _made(factory: Any, spec: str) -> Any:
-    """What the factory gives; raises `ConfigError` where it wants arguments, which a command line has none for."""
-    try:
-        inspect.signature(factory).bind()
-    except TypeError as error:
-        raise ConfigError(
-            f"{spec} cannot be called without arguments ({error}); write a function that makes the model, and give that"
-        ) from None
-    except ValueError:  # a builtin that does not say what it takes
-        pass
-    return factory()
-
-
-def _from_hugging_face(path: Path) -> nn.Module:
-    if not path.exists():  # transformers would ask the hub for a model of that name
-        raise ConfigError(f"{path} is not a Hugging Face config: there is no such file")
-    try:
-        import transformers
-    except ImportError:
-        raise ConfigError('a model from hf:CONFIG.json needs transformers: pip install "noble-fx[hf]"') from None
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not a Hugging Face config: {error}") from None
-    for name in config.architectures or ():
-        if hasattr(transformers, name):
-            return getattr(transformers, name)(config)
-    return transformers.AutoModel.from_config(config)

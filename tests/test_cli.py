@@ -159,7 +159,7 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    assert all(name in text for name in ("demo", "sites", "explain", "export"))
+    assert all(name in text for name in ("demo", "sites", "explain", "export", "kernels", "doctor"))
 
 
 KERNELS = ["kernels", "--in", "64", "--out", "48", "--rank", "8"]

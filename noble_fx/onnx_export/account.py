@@ -32,7 +32,7 @@ def describe(model: nn.Module, steps: Sequence[Step], form: str, dtypes: Sequenc
             "base_params": explanation.base_params,
             "branch_params": explanation.branch_params,
             "passes": rewrites(steps),
-            "versions": {name: _version(name) for name in ("noble-fx", "torch", "onnx", "onnxscript")},
+            "versions": {name: version_of(name) for name in ("noble-fx", "torch", "onnx", "onnxscript")},
         }
     )
 
@@ -57,7 +57,8 @@ def _config(model: nn.Module) -> dict[str, Any]:
         return {"act": branch.label}
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """The version of an installed package, "unknown" where there is none."""
     if package == "torch":
         return str(torch.__version__)
     try:
