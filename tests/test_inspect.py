@@ -41,6 +41,14 @@ def test_an_unsuitable_model_is_listed_and_not_refused():
         noble_fx.sites(torch.compile(tiny()))
 
 
+def test_a_model_that_is_one_layer_is_its_own_site():
+    model = noble_fx.transform(nn.Linear(8, 8), rank=2)
+    (site,) = noble_fx.sites(model)
+    assert (site.fqn, site.rank, site.selected) == ("", 2, True)
+    assert "NobleLinear: 1 of 1 linear maps carry a branch" in str(noble_fx.explain(model))
+    assert list(noble_fx.explain(model).to_networkx()) == [""]
+
+
 def test_modes_say_what_each_program_is():
     torch._dynamo.reset()
     model = transformed("modules")

@@ -25,7 +25,7 @@ from noble_fx.sites.site import Site
 def branch_paths(site: Site) -> list[str]:
     """Module paths of the site's branches: one, or one per expert."""
     if not site.weight:
-        return [f"{site.fqn}.noble"]
+        return [f"{site.fqn}.noble" if site.fqn else "noble"]
     owner, _, name = site.weight.rpartition(".")
     path = f"{owner}.noble.{name}" if owner else f"noble.{name}"
     return [f"{path}.{e}" for e in range(site.experts)] if site.experts else [path]

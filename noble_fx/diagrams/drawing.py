@@ -81,7 +81,7 @@ def _equal(graph: nx.DiGraph, holder: str, names: list[str], repeats: bool) -> l
 def _label(holder: str, names: list[str], every_number: bool) -> str:
     parts = [_part(holder, name) for name in names]
     if len(parts) == 1:
-        return parts[0]
+        return parts[0] or "the whole model"
     return "*" if every_number else ", ".join(_ranges(parts))
 
 

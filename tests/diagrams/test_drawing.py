@@ -79,6 +79,11 @@ def test_what_is_written_of_a_site():
     assert box.site == "selected"
 
 
+def test_a_model_that_is_one_layer_has_a_name_too():
+    (box,) = drawing(nn.Linear(8, 8)).boxes
+    assert box.lines[0] == "the whole model"
+
+
 def test_a_site_that_holds_sites_is_a_box_too():
     graph = noble_fx.explain(noble_fx.transform(nn.Sequential(nn.Linear(8, 8)), rank=2)).to_networkx()
     graph.add_node("0.inner", **graph.nodes["0"])
