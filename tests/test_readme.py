@@ -27,15 +27,19 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "linear maps carry a branch" in printed
     assert "largest error" in printed
+    assert "00_captured.py\n01_expose_linear.py\n02_insert_branch.py\n03_fuse_branch.py\n04_share_input.py\n" in printed
 
 
 def test_the_explanation_shown_is_what_explain_prints(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for body in blocks("python")[:4]:
+    for body in blocks("python")[:5]:
         exec(compile(body, "README.md", "exec"), names)
     shown = next(body for body in blocks("text") if "linear maps carry a branch" in body)
-    assert shown.strip() in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert shown.strip() in printed
+    (picture,) = blocks("mermaid")
+    assert picture in printed
 
 
 COMMANDS = [line.split("#")[0].strip() for body in blocks("bash") for line in body.splitlines() if line.strip()]
@@ -54,7 +58,11 @@ def test_commands_exist_or_run(command, monkeypatch, capsys, tmp_path):
         if arguments[0] == "export":
             arguments[arguments.index("--out") + 1] = str(tmp_path / "model.onnx")
         assert cli.main(arguments) == 0
-        shown = {"kernels": "def bottleneck_forward(", "export": "largest error"}
+        shown = {
+            "kernels": "def bottleneck_forward(",
+            "export": "largest error",
+            "doctor": "agrees with float64",
+        }
         assert shown.get(arguments[0], "ffn.in") in capsys.readouterr().out
 
 

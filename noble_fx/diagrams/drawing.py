@@ -37,7 +37,7 @@ class Drawing:
 def draw(graph: nx.DiGraph, repeats: bool = False) -> Drawing:
     """The drawing of a site graph; equal numbered modules of one holder are one box, unless `repeats` are drawn too."""
     same: dict[str, str] = {}
-    roots = [name for name in graph if not any(True for _ in _related(graph, name, CONTAINS, incoming=True))]
+    roots = [name for name in graph if not list(_related(graph, name, CONTAINS, incoming=True))]
     boxes = tuple(_boxes(graph, "", roots, same, repeats))
     shared = [(a, b) for a, b, relation in graph.edges(data="relation") if relation == SHARES]
     pairs = dict.fromkeys((_drawn(a, same), _drawn(b, same)) for a, b in shared)

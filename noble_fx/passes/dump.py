@@ -45,12 +45,19 @@ def dumped(graph_module: fx.GraphModule, pipeline: str) -> Iterator[Note]:
 
     def note(name: str, rewrite: str, steps: Sequence[Step]) -> None:
         if steps:
-            files[f"{len(files):02}_{name}.py"] = _text(graph_module, [f"{name}: {rewrite}", *map(_line, steps)])
+            files[f"{len(files):02}_{_plain(name)}.py"] = _text(
+                graph_module, [f"{name}: {rewrite}", *map(_line, steps)]
+            )
 
     try:
         yield note
     finally:
-        _write(Path(folder), re.sub(r"\W+", "_", f"{pipeline}_{kind}")[:60], files)
+        _write(Path(folder), _plain(f"{pipeline}_{kind}"), files)
+
+
+def _plain(name: str) -> str:
+    """A name that no file system objects to."""
+    return re.sub(r"[^A-Za-z0-9_]+", "_", name)[:60]
 
 
 def _text(graph_module: fx.GraphModule, comments: list[str]) -> str:
