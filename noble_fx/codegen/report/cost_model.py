@@ -3,7 +3,7 @@
     way           forward                                          dx of backward
     vendor        bottleneck, x Wᵀ + b, y += t Uᵀ                  bottleneck, dy W, dx += dh D
     kernel        bottleneck, one accumulation                     bottleneck, one accumulation
-    tma           the same by tensor descriptors                   the same by tensor descriptors
+    descriptors   the same by tensor descriptors                   the same by tensor descriptors
     branch first  h and y0 = t Uᵀ + b in one, y0 += x Wᵀ           dh and dx0 = dh D in one, dx0 += dy W
 
 Each launch takes its FLOPs at the rate of its product or its bytes at the bandwidth, whichever is longer, and a gap.
@@ -124,7 +124,7 @@ def _ways(narrow: Launch, first: Launch, wide: _Wide, name: str) -> dict[str, Wa
             Launch("GEMM that adds", wide.branch_flops, wide.branch_operands + 2 * wide.result),
         ),
         "kernel": (narrow, together("", "pointers")),
-        "tma": (narrow, together("_tma", "descriptors")),
+        "descriptors": (narrow, together("_tma", "descriptors")),
         "branch first": (first, Launch("GEMM that adds", wide.flops, wide.operands + 2 * wide.result)),
     }
 
