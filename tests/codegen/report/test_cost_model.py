@@ -41,7 +41,12 @@ def test_the_paper_counts_what_the_generator_counts(act):
 
 def test_launches_and_products_of_each_way():
     ways = forward(SHAPE)
-    assert {name: len(way) for name, way in ways.items()} == {"vendor": 3, "kernel": 2, "descriptors": 2, "branch first": 2}
+    assert {name: len(way) for name, way in ways.items()} == {
+        "vendor": 3,
+        "kernel": 2,
+        "descriptors": 2,
+        "branch first": 2,
+    }
     assert len({sum(launch.flops for launch in way) for way in ways.values()}) == 1  # one formula
     written = {name: sum(launch.bytes for launch in way) for name, way in ways.items()}
     assert written["kernel"] == written["descriptors"] < written["branch first"] < written["vendor"]
