@@ -113,11 +113,17 @@ def why_not(layer: Layer) -> Refusal | None:
 
 
 def make_plan(
-    layer: Layer, backend: str = "cuda", tf32: bool = False, shared: int = SHARED_BYTES["sm_80"], tma: bool = False
+    layer: Layer,
+    backend: str = "cuda",
+    tf32: bool = False,
+    shared: int = SHARED_BYTES["sm_80"],
+    tma: bool = False,
+    gated: bool = False,
 ) -> Plan:
     """The plan for a layer on a GPU with `shared` bytes of shared memory a block; raises `KernelError` with the reason.
 
-    `tma`: the GPU copies by tensor descriptors (compute capability 9 and later).
+    `tma`: the GPU copies by tensor descriptors (compute capability 9 and later). `gated`: σ holds values wider than the
+    bottleneck.
 
     Tiles were chosen by the compiler's own report (registers, local memory, instructions; no GPU needed).
     """
@@ -125,7 +131,7 @@ def make_plan(
         raise KernelError(refusal.reason)
     if backend not in BACKENDS:
         raise KernelError(f"backend={backend!r} is unknown; use one of {', '.join(BACKENDS)}")
-    bottleneck_forward, bottleneck_backward = _bottleneck(layer, backend, shared)
+    bottleneck_forward, bottleneck_backward = _bottleneck(layer, backend, shared, gated)
     main = _main(layer, backend, shared)
     widest, inputs = power_of_two(max(layer.out_features)), power_of_two(layer.in_features)
     one_pass = layer.sites == 1 or layer.sites * layer.rank <= (64 if layer.dtype == torch.float32 else 192)
@@ -163,14 +169,14 @@ def widest_tile(rank: int) -> int:
     return 128 if rank <= FUSED_RANK else 64
 
 
-def _bottleneck(layer: Layer, backend: str, shared: int) -> tuple[Tile, Tile]:
+def _bottleneck(layer: Layer, backend: str, shared: int, gated: bool) -> tuple[Tile, Tile]:
     """Fewer rows at once where the values of σ would not fit the registers beside each other."""
     if backend == "interpreter":  # small, so that small tests cross the borders of tiles
         return Tile(32, 0, 32, 4, 1), Tile(32, 0, 32, 4, 1)
     rank, full, amd = layer.rank, layer.dtype == torch.float32, backend == "hip"
     depth, room = (32, False) if full else (64, _roomy(backend, shared))
     rows = 32 if (rank > NARROW_RANK and not room) or (rank > 32 and full) else 64
-    if rank > FUSED_RANK and not room and not amd:
+    if rank > FUSED_RANK and not amd and (gated or not room):
         rows = 16
     # A warp of AMD's has 64 lanes: four of them have the registers that eight of NVIDIA's have.
     few = rank * layer.sites <= (32 if full else 64) or (rank > NARROW_RANK and amd)

@@ -33,7 +33,7 @@ from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.kernels.branch_weights import SPLITS, branch_weights_width
 from noble_fx.codegen.kernels.stages import Gemm, Stage, Steps, backward_steps, forward_steps
 from noble_fx.codegen.plan import Layer, Plan, make_plan
-from noble_fx.codegen.sigma.in_kernel import activation, tensor_name
+from noble_fx.codegen.sigma.in_kernel import activation, is_gated, tensor_name
 from noble_fx.runtime.autotune import Variant
 from noble_fx.runtime.call import Call, CallBuilder, Cast, ColumnSum, Plain, Stack
 
@@ -50,7 +50,7 @@ Named = Mapping[str, Tensor]
 def layer_kernels(layer: Layer, backend: str, shared: int, tf32: bool, descriptors: bool = False) -> LayerKernels:
     """The kernels of a layer on a GPU with `shared` bytes a block, which may copy by tensor descriptors; raises
     `KernelError` where there are none."""
-    plan = make_plan(layer, backend, tf32, shared, descriptors)
+    plan = make_plan(layer, backend, tf32, shared, descriptors, is_gated(layer))
     program = activation(layer)
     return LayerKernels(plan, plan_name(plan), generate(plan), tuple(map(tensor_name, program.names)))
 

@@ -91,3 +91,11 @@ def test_the_hardwares_cosine_is_for_half_precision_on_cuda():
 def test_names_of_sites():
     assert LAYER.name("weight", 0) == "weight"
     assert replace(LAYER, out_features=(8, 8)).name("weight", 1) == "weight_1"
+
+
+@pytest.mark.parametrize(("rank", "rows"), [(64, 64), (128, 64), (129, 16), (256, 16)])
+def test_a_gated_sigma_beyond_rank_128_has_fewer_rows_at_once(rank, rows):
+    """It holds twice the channels; where operands are in shared memory others keep 64 rows."""
+    layer = replace(LAYER, rank=rank, dtype=torch.bfloat16)
+    assert make_plan(layer, shared=SHARED_BYTES["sm_90"], gated=True).bottleneck_forward.rows == rows
+    assert make_plan(layer, shared=SHARED_BYTES["sm_90"]).bottleneck_forward.rows == 64

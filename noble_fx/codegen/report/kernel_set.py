@@ -14,6 +14,7 @@ from noble_fx.codegen.header import LICENSE
 from noble_fx.codegen.kernel import Kernel
 from noble_fx.codegen.plan import DTYPES, SHARED_BYTES, TMA_TARGETS, Layer, Plan, make_plan
 from noble_fx.codegen.report.resources import Resources, backend_of, compile_kernels
+from noble_fx.codegen.sigma.in_kernel import is_gated
 from noble_fx.config import NobleConfig, NoblePreset
 from noble_fx.errors import ConfigError, KernelError, Refusal, nearest, printable
 from noble_fx.files import as_path, staged
@@ -141,7 +142,8 @@ def kernels(
 
 
 def _plan(layer: Layer, target: str) -> Plan:
-    return make_plan(layer, backend_of(target), shared=SHARED_BYTES[target], tma=target in TMA_TARGETS)
+    descriptors = target in TMA_TARGETS
+    return make_plan(layer, backend_of(target), False, SHARED_BYTES[target], descriptors, is_gated(layer))
 
 
 def resource_table(resources: dict[str, Resources], target: str) -> Table:

@@ -17,7 +17,7 @@ from noble_fx.codegen.sigma.axes import Segment
 from noble_fx.codegen.sigma.letters import letters
 from noble_fx.codegen.sigma.lower import Lowering
 from noble_fx.codegen.sigma.tiles import Loads, Place, Value, shape_of, spread, tile_name
-from noble_fx.codegen.sigma.typed import typed_program
+from noble_fx.codegen.sigma.typed import ROWS, typed_program
 from noble_fx.codegen.source import Source
 from noble_fx.errors import KernelError
 
@@ -35,6 +35,16 @@ def activation(layer: Layer) -> ActivationProgram:
     if len(set(names)) < len(names):
         raise KernelError(f"two of σ's tensors have one name in a kernel: {', '.join(sorted(names))}")
     return program
+
+
+def is_gated(layer: Layer) -> bool:
+    """Whether σ holds values that are wider than the bottleneck, as a gate and what it gates; False without σ."""
+    try:
+        nodes = activation(layer).forward.graph.nodes
+    except KernelError:
+        return False
+    shapes = [shape_of(node) for node in nodes if "shape" in node.meta]
+    return any(len(shape) == 2 and shape[0] == ROWS and shape[1] > layer.rank for shape in shapes)
 
 
 def tensor_name(name: str) -> str:

@@ -36,3 +36,11 @@ def test_what_a_kernel_spills(drawn, tmp_path, monkeypatch):
     for name, kernel in kernel_set.compile(target).items():
         assert kernel.local_bytes <= SPILLED, name
         assert kernel.shared_bytes <= SHARED_BYTES[target], name
+
+
+def test_a_gated_sigma_at_the_widest_rank(tmp_path, monkeypatch):
+    """It holds twice the channels; the tile of 64 rows that other σ's have there would spill a kilobyte."""
+    monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path))
+    kernel_set = noble_fx.kernels("swiglu_net", in_features=2048, out_features=1024, rank=256, dtype=torch.float16)
+    resources = kernel_set.only("bottleneck_forward").compile("sm_90")
+    assert resources["bottleneck_forward"].local_bytes <= SPILLED

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from noble_fx.branches.trace import Untraceable
 from noble_fx.codegen.plan import make_plan
-from noble_fx.codegen.sigma.in_kernel import Sigma, activation, tensor_name, tensor_operands
+from noble_fx.codegen.sigma import in_kernel
+from noble_fx.codegen.sigma.in_kernel import Sigma, activation, is_gated, tensor_name, tensor_operands
 from noble_fx.codegen.sigma.lower import outputs_of
 from noble_fx.codegen.source import Source
 from noble_fx.errors import KernelError
@@ -96,3 +98,19 @@ def test_two_tensors_of_one_name_are_refused():
 
     with pytest.raises(KernelError, match=r"two of σ's tensors have one name in a kernel: act_a_b, act_a_b"):
         activation(layer_of([branch_of(TwoNamesInOne, 12)]))
+
+
+@pytest.mark.parametrize(
+    ("act", "gated"),
+    [("cosnet", False), ("gelu_net", False), ("none", False), ("swiglu", True), ("swiglu_net", True)],
+)
+def test_what_holds_more_than_the_bottleneck_is_gated(act, gated):
+    assert is_gated(layer_of([branch_of(act, 12)])) == gated
+
+
+def test_a_sigma_without_graphs_is_not_gated(monkeypatch):
+    def refused(key, rank):
+        raise Untraceable("draws random numbers")
+
+    monkeypatch.setattr(in_kernel, "typed_program", refused)
+    assert not is_gated(layer_of([branch_of("swiglu", 12)]))
