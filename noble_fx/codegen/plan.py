@@ -218,6 +218,8 @@ def _weights(layer: Layer, backend: str, shared: int) -> Tile:
     if backend == "interpreter":
         return Tile(0, 64, 32, 4, 1)
     columns = 128 if layer.rank <= FUSED_RANK else 64
+    if layer.rank > FUSED_RANK and layer.dtype == torch.float32 and backend == "cuda" and shared < 150_000:
+        columns = 32  # with one stage, as fits sm_120, the operands of the next step are in registers too
     tile = Tile(columns, columns, 32 if layer.dtype == torch.float32 else 64, 8, 3)
     return replace(_staged(tile, power_of_two(layer.rank), layer.dtype.itemsize, shared), rows=0)
 

@@ -9,6 +9,8 @@ Backward keeps x and h only: σ(h) is computed again.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from noble_fx.codegen.kernel import Kernel, shared_operand, site_operand
 from noble_fx.codegen.kernels.product import Out, Term, product
 from noble_fx.codegen.kernels.stage_kernel import stage_kernel
@@ -37,5 +39,8 @@ def linear_backward_input(plan: Plan, tma: bool = False) -> Kernel:
     out = Out(shared_operand("dx", kind, ("rows", inputs), written=True), inputs, tuple(terms))
     title = "dx = dy W + dh D" if layer.sites == 1 else "dx = Σ (dy W + dh D) over the sites"
     if tma:
-        return product_tma(plan, plan.linear_backward_input, "linear_backward_input_tma", title, (out,))
+        tile = plan.linear_backward_input
+        if plan.layer.sites > 1:  # the loops over the sites have buffers of their own, which would not fit a block
+            tile = replace(tile, stages=min(tile.stages, 2))
+        return product_tma(plan, tile, "linear_backward_input_tma", title, (out,))
     return product(plan, plan.linear_backward_input, "linear_backward_input", title, (out,))

@@ -9,6 +9,8 @@ The GEMM reads what it adds to in its last step, so nothing but that is read aga
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from noble_fx.codegen.kernel import Kernel, Operand, shared_operand, site_operand
 from noble_fx.codegen.kernels.forward import bottleneck, site_name
 from noble_fx.codegen.kernels.product import Out, Term, product
@@ -66,4 +68,7 @@ def branch_first_input(plan: Plan) -> Kernel:
         terms.append(Term(dh, down, rank, transposed=False, strided=False))
     dx = shared_operand("dx", kind, ("rows", inputs), written=True)
     title = "dx0 = dh D" if layer.sites == 1 else "dx0 = Σ dh D over the sites"
-    return product(plan, plan.linear_backward_input, "branch_first_input", title, (Out(dx, inputs, tuple(terms)),))
+    tile = plan.linear_backward_input
+    if plan.exact and layer.sites > 1:  # operands are in registers, those of several sites at once
+        tile = replace(tile, columns=min(tile.columns, 64))
+    return product(plan, tile, "branch_first_input", title, (Out(dx, inputs, tuple(terms)),))
