@@ -6,6 +6,7 @@
     onnx         whole models in ONNX Runtime on the CPU: some fifteen minutes
     onnx_layers  chains of layers there and in OpenVINO, by width: some fifteen minutes
     kernels      the generated kernels' FLOPs, bytes and resources, without a GPU: some ten minutes of compiling
+    attach       branches for a 70B Llama on the meta device, beside LoRA's; needs transformers and peft
     moe          experts of a mixture, by how many there are; needs transformers
     gpu          layers and a training step on a GPU; needs one
 
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import cpu_linear, gpu, host, kernels, moe, onnx, onnx_layers, step
+from benchmarks import attach, cpu_linear, gpu, host, kernels, moe, onnx, onnx_layers, step
 
 BENCHMARKS: dict[str, Callable[..., dict[str, object]]] = {
     "cpu_linear": cpu_linear.run,
@@ -29,6 +30,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, object]]] = {
     "step": step.run,
     "onnx": onnx.run,
     "onnx_layers": onnx_layers.run,
+    "attach": attach.run,
     "moe": moe.run,
     "kernels": lambda rounds=0: kernels.run(),
     "gpu": gpu.run,
