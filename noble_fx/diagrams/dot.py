@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import count
 
-from noble_fx.diagrams.drawing import Box, Drawing
+from noble_fx.diagrams.drawing import Box, Drawing, Language, written
 from noble_fx.diagrams.site_graph import SELECTED
 
 _STYLES = {True: 'style=filled, fillcolor="#d7e8ff"', False: "style=dashed, color=gray40, fontcolor=gray40"}
@@ -16,28 +15,19 @@ def to_dot(drawing: Drawing) -> str:
     names: dict[str, str] = {}
     lines = [f"digraph {{ graph [rankdir=LR, fontname=monospace, label={_quoted(drawing.title)}];"]
     lines.append("  node [shape=box, fontname=monospace]; edge [dir=none, style=dotted];")
-    numbers = count()
+    language, numbers = Language(_node, _cluster, "}"), count()
     for box in drawing.boxes:
-        lines += [f"  {line}" for line in _box(box, names, numbers)]
+        lines += [f"  {line}" for line in written(box, language, names, numbers)]
     lines += [f"  {names[source]} -> {names[target]};" for source, target in drawing.pairs]
     return "\n".join([*lines, "}", ""])
 
 
-def _box(box: Box, names: dict[str, str], numbers: count[int]) -> Iterator[str]:
-    """A box as a cluster with its boxes, or as a node; a site that holds others is a node in a cluster."""
-    number = next(numbers)
-    if box.site:
-        names[box.name] = f"n{number}"
-        node = f"n{number} [label={_quoted(*box.lines)}, {_STYLES[box.site == SELECTED]}];"
-        if not box.boxes:
-            yield node
-            return
-    yield f"subgraph cluster_{number} {{ label={_quoted(box.lines[0])};"
-    if box.site:
-        yield f"  {node}"
-    for inner in box.boxes:
-        yield from (f"  {line}" for line in _box(inner, names, numbers))
-    yield "}"
+def _node(number: int, box: Box) -> str:
+    return f"n{number} [label={_quoted(*box.lines)}, {_STYLES[box.site == SELECTED]}];"
+
+
+def _cluster(number: int, box: Box) -> str:
+    return f"subgraph cluster_{number} {{ label={_quoted(box.lines[0])};"
 
 
 def _quoted(*lines: str) -> str:

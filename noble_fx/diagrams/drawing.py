@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from noble_fx.diagrams.site_graph import CONTAINS, SELECTED, SHARES
 
@@ -32,6 +32,30 @@ class Drawing:
     title: str
     boxes: tuple[Box, ...]
     pairs: tuple[tuple[str, str], ...]
+
+
+class Language(NamedTuple):
+    """How a language says a box by its number: as a node, and as what opens and closes around others."""
+
+    node: Callable[[int, Box], str]
+    opened: Callable[[int, Box], str]
+    closed: str
+
+
+def written(box: Box, language: Language, names: dict[str, str], numbers: Iterator[int]) -> Iterator[str]:
+    """A box with its boxes, line by line; a site that holds others is a node among them. `names` are told nodes."""
+    number = next(numbers)
+    if box.site:
+        names[box.name] = f"n{number}"
+        if not box.boxes:
+            yield language.node(number, box)
+            return
+    yield language.opened(number, box)
+    if box.site:
+        yield f"  {language.node(number, box)}"
+    for inner in box.boxes:
+        yield from (f"  {line}" for line in written(inner, language, names, numbers))
+    yield language.closed
 
 
 def draw(graph: nx.DiGraph, repeats: bool = False) -> Drawing:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from itertools import count
 
-from noble_fx.diagrams.drawing import Box, Drawing
+from noble_fx.diagrams.drawing import Box, Drawing, Language, written
 from noble_fx.diagrams.site_graph import LEFT_OUT
 
 # What may mean something to Mermaid, to Markdown, which it reads labels as, or to HTML: all but letters, digits, a few
@@ -17,28 +16,19 @@ _MARKUP = re.compile(r"(?<![^\W_])[._]|[._](?![^\W_])|(?<![^ ]) |[^\w ,.·→×�
 def to_mermaid(drawing: Drawing) -> str:
     """The text of a `flowchart`; modules are subgraphs, sites nodes, dashed where they were left out."""
     names: dict[str, str] = {}
-    numbers = count()
+    language = Language(_node, _subgraph, "end")
     whole = Box("", (drawing.title,), "", drawing.boxes)
-    lines = ["flowchart LR", *(f"  {line}" for line in _box(whole, names, numbers))]
+    lines = ["flowchart LR", *(f"  {line}" for line in written(whole, language, names, count()))]
     lines += [f"  {names[source]} -.- {names[target]}" for source, target in drawing.pairs]
     return "\n".join([*lines, "  classDef out stroke-dasharray:4,color:#666", ""])
 
 
-def _box(box: Box, names: dict[str, str], numbers: count[int]) -> Iterator[str]:
-    """A box as a subgraph with its boxes, or as a node; a site that holds others is a node in a subgraph."""
-    number = next(numbers)
-    if box.site:
-        names[box.name] = f"n{number}"
-        node = f"n{number}[{_quoted(*box.lines)}]{':::out' * (box.site == LEFT_OUT)}"
-        if not box.boxes:
-            yield node
-            return
-    yield f"subgraph g{number}[{_quoted(box.lines[0])}]"
-    if box.site:
-        yield f"  {node}"
-    for inner in box.boxes:
-        yield from (f"  {line}" for line in _box(inner, names, numbers))
-    yield "end"
+def _node(number: int, box: Box) -> str:
+    return f"n{number}[{_quoted(*box.lines)}]{':::out' * (box.site == LEFT_OUT)}"
+
+
+def _subgraph(number: int, box: Box) -> str:
+    return f"subgraph g{number}[{_quoted(box.lines[0])}]"
 
 
 def _quoted(*lines: str) -> str:
