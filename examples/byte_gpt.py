@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Causal self-attention, [B, T, C] -> [B, T, C].
+    """Self-attention, causal unless told otherwise, [B, T, C] -> [B, T, C].
 
     No biases: LayerNorm's shift has just moved the input, and a constant added to every key cancels in the softmax.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.q_proj = nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width, bias=False)
@@ -32,7 +32,7 @@ class Attention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k = self.k_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         v = self.v_proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -51,10 +51,10 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block, [B, T, C] -> [B, T, C]."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = True) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, causal)
         self.ffn_norm = nn.LayerNorm(width)
         self.ffn = FeedForward(width)
 
@@ -74,16 +74,20 @@ class ByteGPT(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 256, bias=False)
 
-        # GPT-2's: N(0, 0.02) everywhere; what writes into the residual stream is scaled down with the depth.
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                residual = name.endswith(("out_proj.weight", "fc_out.weight"))
-                nn.init.normal_(parameter, std=0.02 * (2 * layers) ** -0.5 if residual else 0.02)
-            elif name.endswith(("fc_in.bias", "fc_out.bias")):
-                nn.init.zeros_(parameter)
+        draw_as_gpt2(self, layers)
 
     def forward(self, idx: Tensor) -> Tensor:
         x = self.token(idx) + self.position[: idx.shape[1]]
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
+
+
+def draw_as_gpt2(model: nn.Module, layers: int) -> None:
+    """N(0, 0.02) everywhere; what writes into the residual stream is scaled down with the depth; biases are zero."""
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            residual = name.endswith(("out_proj.weight", "fc_out.weight"))
+            nn.init.normal_(parameter, std=0.02 * (2 * layers) ** -0.5 if residual else 0.02)
+        elif name.endswith(("fc_in.bias", "fc_out.bias")):
+            nn.init.zeros_(parameter)
