@@ -2,6 +2,7 @@
 
     screen    every arm over few steps, one seed: which ones are worth more
     final     a few arms over many steps, several seeds
+    pace      what a step of an arm takes over plain's: in turns, with nothing else running
     report    the tables of what is done
 
 Resumable: each run is a line of `runs.jsonl`, and what is there is not run again. Stop it at any time.
@@ -16,7 +17,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from benchmarks.effect import plan
+from benchmarks.effect import pace, plan, report
 from benchmarks.effect.arms import ARMS
 from benchmarks.effect.folder import Study, StudyError, final_loss
 from benchmarks.effect.run import Record, Run, train
@@ -57,9 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.effect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=("screen", "final", "report"))
+    parser.add_argument("stage", choices=("screen", "final", "pace", "report"))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of the study (default: benchmarks/results/effect)")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["bytes128"], metavar="TASK", help=", ".join(TASKS))
+    tasks = {"choices": TASKS, "default": ["bytes128"], "metavar": "TASK"}
+    parser.add_argument("--tasks", nargs="+", **tasks, help=f"{', '.join(TASKS)} (default: bytes128)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
     parser.add_argument("--steps", type=int, help="of a run (default: 600 to screen, 4000 in the end)")
     parser.add_argument("--seeds", type=int, default=3, help="of a finalist (default: 3)")
@@ -78,7 +80,11 @@ def main() -> None:
     if args.stage == "screen":
         wanted = partial(plan.screening, study.records, args.tasks, args.arms, args.steps or 600)
         run_all(study, wanted, args.jobs, evaluations=12)
-    elif args.stage == "final":
+    elif args.stage == "pace":
+        study.keep_pace({task: pace.measure(TASKS[task], args.arms) for task in args.tasks})
+    elif args.stage == "report":
+        print("\n".join(report.tables(study.records, study.pace())))
+    else:
         wanted = partial(plan.finals, study.records, args.tasks, args.arms, args.steps or 4000, args.seeds)
         run_all(study, wanted, args.jobs, evaluations=40)
 

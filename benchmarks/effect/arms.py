@@ -17,9 +17,7 @@ import noble_fx
 from benchmarks.effect.tasks import Task
 from noble_fx.config import PRESETS
 
-FLAT = replace(
-    PRESETS["paper"], name="flat", lr_up_exponent=0.0, lr_mixer_exponent=0.0, lr_frequency=1.0, lr_phase=1.0
-)
+FLAT = replace(PRESETS["paper"], name="flat", lr_up_exponent=0.0, lr_mixer_exponent=0.0, lr_frequency=1.0, lr_phase=1.0)
 WEIGHT_DECAY = 0.1
 
 
@@ -36,8 +34,9 @@ class Arm:
 
     def build(self, task: Task, seed: int) -> nn.Module:
         """The model that is trained; arms that share a width share its base weights."""
+        width = self.width(task)
         torch.manual_seed(seed)
-        model = task.build(self.width(task))
+        model = task.build(width)
         if self.settings is None and not self.init_base:
             return model
         settings = {"rank": task.rank, "seed": seed, "init_base": self.init_base, **(self.settings or {})}
@@ -48,7 +47,7 @@ class Arm:
         """The task's width, or the one at which the plain model has as many parameters as one with branches."""
         if not self.widened:
             return task.width
-        with torch.device("meta"):
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
             wanted = _size(noble_fx.transform(task.build(), rank=task.rank))
             widths = range(task.width, 2 * task.width, task.heads)
             return min(widths, key=lambda width: abs(_size(task.build(width)) - wanted))

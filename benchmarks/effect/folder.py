@@ -1,7 +1,7 @@
 """A study on disk: what its runs have in common, and a line of JSON for each that is done.
 
-    study.json     the settings of the tasks and of the training; a folder of other settings is refused
-    runs.jsonl     a line a run, appended when it is done; what a kill cut short at the end is left out
+study.json     the settings of the tasks and of the training; a folder of other settings is refused
+runs.jsonl     a line a run, appended when it is done; what a kill cut short at the end is left out
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Any
 from benchmarks.effect.arms import WEIGHT_DECAY
 from benchmarks.effect.run import BETAS, CLIP, DIVERGED, Record, Run
 from benchmarks.effect.tasks import TASKS
+from benchmarks.interleaved import machine
+
+PACE = "pace.json"
 
 
 class StudyError(ValueError):
@@ -45,6 +48,19 @@ class Study:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self.records[run_of(record)] = record
+
+    def pace(self) -> dict[str, dict[str, float]]:
+        """Seconds of a step over plain's, by task and arm, where `pace` has measured them."""
+        path = self.folder / PACE
+        found: dict[str, dict[str, float]] = (
+            json.loads(path.read_text(encoding="utf-8"))["pace"] if path.exists() else {}
+        )
+        return found
+
+    def keep_pace(self, found: dict[str, dict[str, float]]) -> None:
+        """Keep what was measured, of other tasks what was."""
+        values = {"machine": machine(), "pace": {**self.pace(), **found}}
+        (self.folder / PACE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
     def _check_settings(self, path: Path) -> None:
         wanted = settings()

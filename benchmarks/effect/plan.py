@@ -1,7 +1,7 @@
 """Which runs a stage still wants, given those that are done.
 
-    tuned     an arm's rates, doubled and halved until the best one has been beaten on both sides
-    seeds     that rate from more seeds
+tuned     an arm's rates, doubled and halved until the best one has been beaten on both sides
+seeds     that rate from more seeds
 """
 
 from __future__ import annotations

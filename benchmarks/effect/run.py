@@ -33,7 +33,7 @@ class Run:
 
 
 def train(run: Run, evaluations: int = 20, threads: int = 1) -> Record:
-    """Train and return the record, a line of the study's file. A run that diverges ends there, and says at which step."""
+    """Train and return the record, a line of the study's file; a run that diverges ends there, and says where."""
     torch.set_num_threads(threads)
     task, arm = TASKS[run.task], ARMS[run.arm]
     model = arm.build(task, run.seed)
