@@ -10,13 +10,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PINS := $(VENV)/constraints.txt
 
-.PHONY: demo test test-long fuzz bench lint clean
+.PHONY: demo test test-long fuzz bench lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/noble-fx demo $(ARGS)
 
-# The types are those of the release in constraints.txt, so another one is not linted with.
-test: $(STAMP) $(if $(TORCH),,lint)
+# Types and pages are those of the release in constraints.txt, so another one is not linted with.
+test: $(STAMP) $(if $(TORCH),,lint docs)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-long: $(STAMP)
@@ -30,6 +30,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site of docs/, into site/; a link that leads nowhere is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -41,8 +45,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(if $(TORCH),sed -E '/^(torch|triton|setuptools)==/d; s/^numpy==.*/numpy<2.4/; $$a torch==$(TORCH)',cat) constraints.txt > $(PINS)
 	$(BIN)/pip install --quiet --upgrade -c $(PINS) pip
 	$(BIN)/pip install --quiet -c $(PINS) torch
-	$(BIN)/pip install --quiet -c $(PINS) -e ".[onnx,report,hf,dev]"
+	$(BIN)/pip install --quiet -c $(PINS) -e ".[onnx,report,hf,dev,docs]"
 	touch $(STAMP)
 
 clean:
-	rm -rf .venv .venv-torch* demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-torch* demo site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,31 +1,46 @@
-"""The pages in `docs/`: what they point to is there."""
+"""The pages in `docs/`: their blocks run and print what is shown, and what they point to is there."""
 
+import importlib
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.test_readme import headings
+import noble_fx
+from noble_fx.branches import activations, kinds
+from tests.pages import ROOT, blocks, headings, links, run_page
 
-ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md"])
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+# The blocks of extending.md are files and their tests: tests/test_extending.py runs them.
+RUNNABLE = [
+    name
+    for name, page in zip(NAMES, PAGES, strict=True)
+    if name != "docs/extending.md" and {"python", "bash"} & {b.language for b in blocks(page.read_text("utf-8"))}
+]
 
 
-def prose(page: Path) -> str:
-    """The page without its blocks of code."""
-    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_the_blocks_of_a_page_run_in_order(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOBLE_FX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(activations, "_USER", {})
+    monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
+    run_page(ROOT / name, lambda: capsys.readouterr().out)
+    assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_that_a_page_names_exist(page):
-    for path in re.findall(r"`((?:noble_fx|tests|examples|benchmarks|docs)/[\w./]+)`", prose(page)):
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_a_page_names_exist(name):
+    prose = re.sub(r"^```.*?^```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for path in re.findall(r"`((?:noble_fx|tests|examples|benchmarks|docs)/[\w./]+)`", prose):
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    for target, heading in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", prose(page)):
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    for target, heading in links(page.read_text(encoding="utf-8")):
         if not target.startswith("https://"):
             assert not target or (page.parent / target).exists(), target
             assert not heading or heading in headings(page.parent / target if target else page), heading
@@ -44,21 +59,15 @@ def test_a_term_is_explained_once():
     assert len(set(terms)) == len(terms)
 
 
-def run_blocks(page: str) -> str:
-    """The page's Python as one program; returns the page's text."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    names: dict[str, object] = {}
-    for body in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        exec(compile(body, page, "exec"), names)
-    return text
-
-
-def test_what_is_written_of_training_runs_in_order(capsys):
-    text = run_blocks("training.md")
-    (table,) = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert table.strip() in capsys.readouterr().out
-
-
-def test_what_is_written_of_many_processes_runs_in_order():
-    run_blocks("distributed.md")
-    assert not torch.distributed.is_initialized()
+def test_every_public_name_is_in_the_reference():
+    pages = [page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md")]
+    paths = [path for text in pages for path in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)]
+    told = {
+        name: getattr(importlib.import_module(module), name) for module, _, name in (p.rpartition(".") for p in paths)
+    }
+    assert len(told) == len(paths)
+    for name in noble_fx.__all__:
+        assert name == "runtime" or told[name] is getattr(noble_fx, name), name
+    assert told["OnnxModel"] is noble_fx.runtime.OnnxModel
+    assert told["NobleColwiseParallel"] is noble_fx.NobleColwiseParallel
+    assert told["NobleRowwiseParallel"] is noble_fx.NobleRowwiseParallel

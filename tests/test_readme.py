@@ -8,6 +8,7 @@ import pytest
 
 from noble_fx import cli
 from noble_fx.branches import activations
+from tests.pages import headings
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,12 +65,6 @@ def test_commands_exist_or_run(command, monkeypatch, capsys, tmp_path):
             "doctor": "agrees with float64",
         }
         assert shown.get(arguments[0], "ffn.in") in capsys.readouterr().out
-
-
-def headings(page: Path) -> set[str]:
-    """The names under which a page's headings can be linked to."""
-    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_links_lead_somewhere():
