@@ -32,7 +32,7 @@ lint: $(STAMP)
 
 # The site of docs/, into site/; a link that leads nowhere is an error.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -32,6 +32,7 @@ def test_the_pinned_torch_lives_in_venv(commands):
     lines = commands("test")
     assert ".venv/bin/python -m pytest" in lines
     assert ".venv/bin/mypy" in lines
+    assert ".venv/bin/mkdocs build --strict\n" in lines  # --quiet would hide the warnings that --strict counts
     assert ".venv-torch" not in lines
 
 
