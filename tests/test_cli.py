@@ -89,7 +89,7 @@ def test_explain_with_a_budget(capsys, config):
         (["sites", "nowhere"], "must be package.module:factory or hf:CONFIG.json"),
         (["sites", "no.such.module:make"], "cannot import 'no.such.module'"),
         (
-            ["sites", "examples.train_gpt:GPT"],
+            ["sites", "examples.pretrain.train_gpt:GPT"],
             "cannot be called without arguments (missing a required argument: 'width')",
         ),
         (["sites", "tests.models:nothing"], "has no 'nothing'"),

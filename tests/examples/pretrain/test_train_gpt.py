@@ -75,7 +75,7 @@ def test_a_run_goes_on_with_its_own_settings_or_not_at_all(text, tmp_path):
 def test_two_processes(more, text, tmp_path):
     alone = run(text, tmp_path / "alone", "--batch", "4", *[switch for switch in more if switch == "--muon"])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "examples.train_gpt", "--text", str(text), "--out", str(tmp_path / "two"), *TINY, *more]
+    command += ["-m", "examples.pretrain.train_gpt", "--text", str(text), "--out", str(tmp_path / "two"), *TINY, *more]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr[-3000:]
     found = lines(tmp_path / "two")

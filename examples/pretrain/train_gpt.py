@@ -1,8 +1,8 @@
 """Pretrain a byte-level GPT with branches: one file, one process or many.
 
-    python -m examples.train_gpt --steps 1000 --out run                          stopped? the same command goes on
-    torchrun --nproc-per-node 8 -m examples.train_gpt --fsdp --compile ...        without --fsdp: DDP
-    python -m examples.train_gpt --plain --out plain                             the same model without branches
+    python -m examples.pretrain.train_gpt --steps 1000 --out run                     stopped? the same command goes on
+    torchrun --nproc-per-node 8 -m examples.pretrain.train_gpt --fsdp --compile ...  without --fsdp: DDP
+    python -m examples.pretrain.train_gpt --plain --out plain                        the same model without branches
 
 The text is --text (a file or a folder), or the source of Python's standard library. --out gets log.jsonl, a line an
 evaluation, and checkpoints. The places marked NOBLE are all that a script of your own needs.
@@ -331,7 +331,7 @@ def main(argv: list[str] | None = None) -> None:
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     elif asked.fsdp:
-        raise SystemExit("--fsdp needs torchrun: torchrun --nproc-per-node 1 -m examples.train_gpt --fsdp")
+        raise SystemExit("--fsdp needs torchrun: torchrun --nproc-per-node 1 -m examples.pretrain.train_gpt --fsdp")
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # of a checkpoint in one process
     try:
         train(asked)

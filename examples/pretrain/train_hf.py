@@ -1,7 +1,7 @@
 """Pretrain a small Llama with branches by Hugging Face's Trainer, save it, read it back and let it write.
 
-    python -m examples.train_hf --steps 200 --out llama          # again with --resume to go on
-    torchrun --nproc-per-node 2 -m examples.train_hf ...          # DDP: the Trainer does it
+    python -m examples.pretrain.train_hf --steps 200 --out llama          # again with --resume to go on
+    torchrun --nproc-per-node 2 -m examples.pretrain.train_hf ...          # DDP: the Trainer does it
 
 Text is the source of Python's standard library, a byte a token. What differs from a script without branches is marked.
 """

@@ -1,0 +1,1 @@
+"""Whole training scripts, to start from."""
