@@ -10,7 +10,7 @@
     moe          experts of a mixture, by how many there are; needs transformers
     gpu          layers and a training step on a GPU; needs one
 
-The longest is a script of its own: `python benchmarks/demo_ratio.py --jobs 2` takes about an hour.
+The longest is a study of its own: `python -m benchmarks.effect --help`.
 """
 
 from __future__ import annotations

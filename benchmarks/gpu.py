@@ -28,8 +28,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import noble_fx
-from examples.byte_gpt import ByteGPT
 from noble_fx import NobleLinear
+from noble_fx.demo.byte_gpt import ByteGPT
 from noble_fx.runtime import autotune
 
 ROWS = 16_384

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import noble_fx
 from benchmarks.cpu_linear import ByHand
 from benchmarks.interleaved import Timing, interleave, machine
-from examples.byte_gpt import ByteGPT
+from noble_fx.demo.byte_gpt import ByteGPT
 
 # (layers, width, rank), a batch of sequences
 SIZES = [(4, 128, 16), (4, 512, 64)]

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -151,22 +149,9 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def _demo(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in ("steps", "lr", "rank", "seed", "folder")}
-    _example("demo").run_demo(**{name: value for name, value in settings.items() if value is not None})
+    from noble_fx.demo.run import run_demo
 
-
-def _example(name: str) -> ModuleType:
-    """The module `examples/<name>.py`: inside the package in a wheel, beside it in a checkout."""
-    package = Path(__file__).parent
-    for folder, full_name in (
-        (package / "examples", f"noble_fx.examples.{name}"),
-        (package.parent / "examples", f"examples.{name}"),
-    ):
-        if (folder / f"{name}.py").is_file():
-            return importlib.import_module(full_name)
-    raise NobleError(
-        f"examples/{name}.py is neither inside {package} nor beside it; "
-        "reinstall noble-fx, or run from a checkout of its repository"
-    )
+    run_demo(**{name: value for name, value in settings.items() if value is not None})
 
 
 def _sites(args: argparse.Namespace) -> None:

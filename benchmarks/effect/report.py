@@ -15,7 +15,7 @@ from benchmarks.effect.arms import ARMS
 from benchmarks.effect.folder import final_loss
 from benchmarks.effect.plan import Records, best_rate, losses
 from benchmarks.effect.run import Record
-from examples.train_bytes import Curve, steps_to_reach
+from noble_fx.demo.training import Curve, steps_to_reach
 
 PLAIN = "plain"
 # Student's t at 97.5 %, by how many seeds there are: an interval that holds 95 % of what repeating would give.

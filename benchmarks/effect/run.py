@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.effect.arms import ARMS
 from benchmarks.effect.tasks import TASKS, Batch, Task
-from examples.train_bytes import schedule
+from noble_fx.demo.training import schedule
 
 BETAS = (0.9, 0.95)
 CLIP = 1.0

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from examples.byte_gpt import Block, ByteGPT, draw_as_gpt2
-from examples.train_bytes import Text, batch_at, standard_library, validation_batches
+from noble_fx.demo.byte_gpt import Block, ByteGPT, draw_as_gpt2
+from noble_fx.demo.text import Text, batch_at, standard_library, validation_batches
 
 Batch = tuple[Tensor, Tensor]  # inputs, and targets that a loss compares with
 HIDDEN = 256  # the byte that stands for one that is hidden

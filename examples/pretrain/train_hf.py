@@ -17,7 +17,7 @@ import transformers
 from torch import Tensor
 
 import noble_fx
-from examples.train_bytes import standard_library
+from noble_fx.demo.text import standard_library
 
 
 class NobleTrainer(noble_fx.NobleTrainerMixin, transformers.Trainer):  # 1: branches in groups of their own

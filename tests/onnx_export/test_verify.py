@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import noble_fx
-from examples.byte_gpt import ByteGPT
 from noble_fx import ExportError
+from noble_fx.demo.byte_gpt import ByteGPT
 from noble_fx.onnx_export.verify import difference
 from tests.models import loud, tokens
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from examples import train_gpt
+from examples.pretrain import train_gpt
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--steps", "6", "--every", "3", "--batch", "2", "--context", "16", "--width", "16", "--layers", "1"]

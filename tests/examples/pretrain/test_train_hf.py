@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import train_hf
+from examples.pretrain import train_hf
 
 TINY = ["--batch", "2", "--context", "16", "--width", "32", "--layers", "1", "--rank", "4"]
 

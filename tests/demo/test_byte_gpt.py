@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from examples.byte_gpt import ByteGPT
+from noble_fx.demo.byte_gpt import ByteGPT
 
 
 def tiny() -> nn.Module:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from examples import demo
-from examples.demo_result import as_json
+from noble_fx.demo import run as demo
+from noble_fx.demo.result import as_json
 from noble_fx.errors import NobleError
 from noble_fx.files import staged
 

@@ -23,16 +23,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import noble_fx
+from noble_fx.demo import text as texts
+from noble_fx.demo import training
+from noble_fx.demo.byte_gpt import ByteGPT
+from noble_fx.demo.result import MADE_BY, DemoResult, Run, as_json, comparison, draw, print_files
 from noble_fx.errors import NobleError
 from noble_fx.files import staged
 from noble_fx.onnx_export.session import OnnxModel
 
-from . import train_bytes
-from .byte_gpt import ByteGPT
-from .demo_result import MADE_BY, DemoResult, Run, as_json, comparison, draw, print_files
-
 DEFAULT_STEPS = 750
-# Each model's best of 1e-3, 2e-3, 4e-3, 8e-3 over 1,000 steps (benchmarks/demo_ratio.py). NOBLE's lies lower, since its
+# Each model's best of 1e-3, 2e-3, 4e-3, 8e-3 over 1,000 steps. NOBLE's lies lower, since its
 # multipliers let the branches learn up to five times faster than the base.
 DEFAULT_LR, DEFAULT_NOBLE_LR = 8e-3, 4e-3
 ONNX_TOLERANCE = 1e-4  # largest difference of logits between ONNX Runtime and the live model
@@ -80,19 +80,19 @@ def run_demo(
     def fit(name: str, model: nn.Module, lr: float) -> Run:
         groups = noble_fx.param_groups(model, lr=lr, weight_decay=0.1)
         with _progress(console, name, steps) as on_step:
-            curve = train_bytes.train(model, groups, text, steps, batch, context, seed, on_step=on_step)
+            curve = training.train(model, groups, text, steps, batch, context, seed, on_step=on_step)
         return Run(**asdict(curve), parameters=sum(p.numel() for p in model.parameters()))
 
     plain = fit("plain", build(), lr)
     model = noble_fx.transform(build(), rank=rank, act="cosnet", seed=seed)
     noble = fit("NOBLE", model, noble_lr)
-    reached = train_bytes.steps_to_reach(noble, plain.final)
+    reached = training.steps_to_reach(noble, plain.final)
     console.print(comparison(plain, noble, reached, settings))
-    sample = train_bytes.sample(model, PROMPT, length=200, context=context, seed=seed)
+    sample = training.sample(model, PROMPT, length=200, context=context, seed=seed)
     console.print(f"NOBLE continues {PROMPT!r}:", style="bold")
     console.print(sample, markup=False, highlight=False, style="dim")
 
-    windows = [inputs for inputs, _ in train_bytes.validation_batches(text.validation, context, batch, count=1)]
+    windows = [inputs for inputs, _ in texts.validation_batches(text.validation, context, batch, count=1)]
     _check_replaceable(folder)  # again: minutes have passed
     with staged(folder, NobleError, overwrite=True) as work:
         new = work / folder.name
@@ -109,9 +109,9 @@ def run_demo(
     return result
 
 
-def _read_text() -> train_bytes.Text:
+def _read_text() -> texts.Text:
     try:
-        return train_bytes.standard_library()
+        return texts.standard_library()
     except OSError as error:
         raise NobleError(f"the demo learns from the source of Python's standard library: {error}") from error
 
@@ -182,7 +182,3 @@ def _progress(console: Console, name: str, steps: int) -> Iterator[Callable[[int
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(name, total=steps, loss=float("nan"))
         yield lambda step, loss: progress.update(task, completed=step, loss=loss)
-
-
-if __name__ == "__main__":
-    run_demo()

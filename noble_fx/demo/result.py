@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .train_bytes import Curve
+from noble_fx.demo.training import Curve
 
 MADE_BY = "noble-fx demo"
 

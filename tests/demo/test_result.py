@@ -5,7 +5,7 @@ import json
 
 from rich.console import Console
 
-from examples.demo_result import Run, as_json, comparison
+from noble_fx.demo.result import Run, as_json, comparison
 
 PLAIN = Run([5, 10], [3.0, 2.0], [3.0, 2.0], 0.1, parameters=100)
 SETTINGS = {"lr": 8e-3, "noble_lr": 4e-3}
