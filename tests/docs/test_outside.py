@@ -38,20 +38,20 @@ def test_what_leads_nowhere_stays_for_the_build_to_refuse():
     assert outside.rewritten("[a](../gone.py)", ROOT / "docs" / "index.md") == "[a](../gone.py)"
 
 
-@pytest.mark.parametrize("name", ["README.md", "examples/train_gpt.py", "docs/cpu.md", "LICENSE"])
+@pytest.mark.parametrize("name", ["README.md", "examples/pretrain/train_gpt.py", "docs/cpu.md", "LICENSE"])
 def test_a_page_is_found_again(name):
     assert outside.file_of(outside.page_of(ROOT / name)) == ROOT / name
 
 
 def test_code_is_one_block_of_its_language():
-    content = outside.content_of(ROOT / "examples" / "train_gpt.py")
-    assert content.startswith("# examples/train_gpt.py\n\n`````python\n")
-    assert (ROOT / "examples" / "train_gpt.py").read_text("utf-8") in content
+    content = outside.content_of(ROOT / "examples" / "pretrain" / "train_gpt.py")
+    assert content.startswith("# examples/pretrain/train_gpt.py\n\n`````python\n")
+    assert (ROOT / "examples" / "pretrain" / "train_gpt.py").read_text("utf-8") in content
 
 
 def test_pages_are_added_for_links_and_for_the_navigation(config):
     files = outside.on_files(get_files(config), config)
-    assert {"source/README.md", "source/CHANGELOG.md", "source/examples/train_gpt.py.md"} <= set(files.src_uris)
+    assert {"source/CONTRIBUTING.md", "source/CHANGELOG.md", "source/examples/pretrain/train_gpt.py.md"} <= set(files.src_uris)
     assert not [uri for uri in files.src_uris if uri.startswith("source/docs/")]
     (page,) = [page for page in get_navigation(files, config).pages if page.file.src_uri == "source/CHANGELOG.md"]
     assert page.file.content_string.startswith("# Changelog")
