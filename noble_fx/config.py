@@ -22,6 +22,7 @@ from noble_fx.errors import ConfigError, check_flag, nearest, printable, shown
 RankSpec = int | float | str
 CAPTURES = ["auto", "modules", "fx", "export"]  # noble_fx.captures.register_capture adds to them
 GROUPS = ("auto", "all", "attention", "ffn")
+SCOPES = ("linear", "block")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ class NobleConfig:
     capture: str = "auto"
     fuse: bool | str = True  # "require": an error where a site would have no generated kernels on a GPU
     seed: int | None = None
+    scope: str = "linear"  # "block": one branch around each whole repeated block
 
     def __post_init__(self) -> None:
         check_rank(self.rank, "rank")
@@ -142,6 +144,7 @@ class NobleConfig:
             raise ConfigError(f"fuse={shown(self.fuse)} must be True, False or 'require'")
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
             raise ConfigError(f"seed={shown(self.seed)} must be None or an integer ≥ 0")
+        _check_scope(self)
         self.recipe  # noqa: B018 - refuses an unknown preset here, not at first use
 
     @property
@@ -232,6 +235,22 @@ class NobleConfig:
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             object.__setattr__(self, name, value)
+
+
+def _check_scope(config: NobleConfig) -> None:
+    """Refuse an unknown scope, and what a block has not: maps of its own with roles, a weight to draw."""
+    if not isinstance(config.scope, str) or config.scope not in SCOPES:
+        raise ConfigError(f"scope={shown(config.scope)} is unknown; use one of {', '.join(SCOPES)}")
+    if config.scope == "block" and config.select in ("attention", "ffn"):
+        raise ConfigError(
+            f"select={config.select!r} is for scope='linear': scope='block' has one branch around each whole block; "
+            "choose blocks by a regular expression or a list of their names, or pass scope='linear'"
+        )
+    if config.scope == "block" and config.init_base:
+        raise ConfigError(
+            "init_base=True draws the weight beside each branch, and a block has none; pass init_base=False, or "
+            "scope='linear'"
+        )
 
 
 def check_rank(rank: Any, name: str, budget: bool = True) -> None:

@@ -1,6 +1,7 @@
 """Where a site's branch lives in the module tree, and how it is put there and taken out again.
 
     a layer of a known class        <layer>.noble.down                    the layer's class is swapped, the object stays
+    a whole block                   <block>.noble.down                    likewise; scope="block"
     a bare parameter                <owner>.noble.<parameter>.down        the owner's forward stays as it is
     a stacked weight [E, …]         <owner>.noble.<parameter>.<e>.down
 
@@ -18,6 +19,7 @@ from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup, expert_branches
 from noble_fx.errors import ConfigError
 from noble_fx.layers.base import Augmented, class_without_branch
+from noble_fx.layers.block import block_with_branch
 from noble_fx.layers.registry import augmented_class, obstacle, projections
 from noble_fx.sites.site import Site
 
@@ -49,7 +51,7 @@ def attach(model: nn.Module, site: Site, branches: list[Branch]) -> None:
     """Put the branches of one site into `model`."""
     if not site.weight:
         layer = model.get_submodule(site.fqn)
-        kind = augmented_class(layer)
+        kind = block_with_branch(layer) if site.is_block else augmented_class(layer)
         assert kind is not None
         assert issubclass(kind, nn.Module)
         # The object stays the same one, so hooks, optimizers and every other reference to the layer keep working.

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from noble_fx.attach.attach import branch_paths
+from noble_fx.attach.attach import branch_paths, named_branches
 from noble_fx.branches.base import Branch
 from noble_fx.layers.registry import beside_foreign
+from noble_fx.sites.block_maps import at_scope
 from noble_fx.sites.layer_maps import LinearMap
 from noble_fx.sites.site import Choice, Site
 
@@ -25,8 +26,9 @@ _BYPASSED = "; without effect: the last backward went past its layer, to its wei
 
 
 def carried_sites(model: nn.Module, maps: Sequence[LinearMap]) -> tuple[Site, ...]:
-    """One site for each linear map that `model` has today, with the reason for which it has a branch or none."""
-    listed = [linear_map.site for linear_map in maps]
+    """One site for each linear map, or block, that `model` has today, with why it has a branch or none."""
+    scopes = dict.fromkeys(branch.config.scope for branch in named_branches(model).values())
+    listed = [linear_map.site for scope in scopes for linear_map in at_scope(model, maps, scope)]
     sites = [*listed, *_inside_captured(model, listed)]
     branches = {site.fqn: _branches_at(model, site) for site in sites}
     chosen = _chosen(branches)
@@ -103,7 +105,7 @@ def _carried(model: nn.Module, site: Site, branches: list[Branch]) -> Site:
 
 def _unfused_since(model: nn.Module, site: Site) -> str:
     """Why a layer that was one operator is so no more: another library has quantized its weight."""
-    layer = None if site.weight else module_at(model, site.fqn)
+    layer = None if site.weight or site.is_block else module_at(model, site.fqn)
     refusal = beside_foreign(layer) if layer is not None else None
     return refusal.reason if refusal else ""
 
@@ -113,6 +115,8 @@ def _bypassed(model: nn.Module, site: Site, parameters: Iterable[nn.Parameter]) 
 
     Nobody can see beforehand that a forward takes `layer.weight` instead of calling the layer (Mamba's dt_proj).
     """
+    if site.is_block:
+        return ""
     owner, _, name = (site.weight or f"{site.fqn}.weight").rpartition(".")
     weight = getattr(module_at(model, owner), "_parameters", {}).get(name)  # a parametrized weight is no parameter
     if weight is None or weight.grad is None or any(p.grad is not None or not p.requires_grad for p in parameters):

@@ -12,7 +12,7 @@ from noble_fx.branches.kinds import branch_class
 from noble_fx.config import NobleConfig
 from noble_fx.distributed import laid_out_like, lay_beside
 from noble_fx.layers.quantized import computing_dtype
-from noble_fx.layers.registry import bias_of, layout_of
+from noble_fx.layers.registry import bias_of, describe, layout_of
 from noble_fx.sites.site import Site
 from noble_fx.wrappers import own_name
 
@@ -37,12 +37,20 @@ def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Br
 
 
 def base_tensors(model: nn.Module, site: Site) -> list[Tensor]:
-    """The weight of one site, and its bias where it has one: what `draw_base` changes."""
+    """The weight of one site, and its bias where it has one: what `draw_base` changes. Of a block, one inside."""
+    if site.is_block:
+        return [_weight_inside(model.get_submodule(site.fqn))]
     owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
     weight = model.get_parameter(site.weight) if site.weight else owner.weight
     assert isinstance(weight, Tensor)
     bias = bias_of(owner, site.weight.rpartition(".")[2])
     return [weight] if bias is None else [weight, bias]
+
+
+def _weight_inside(block: nn.Module) -> Tensor:
+    """The weight of the first linear map in a block: in its dtype, on its device a branch around the block computes."""
+    weights = (getattr(module, "weight", None) for module in block.modules() if describe(module) is not None)
+    return next((weight for weight in weights if isinstance(weight, Tensor)), next(block.parameters()))
 
 
 def draw_base(model: nn.Module, site: Site, config: NobleConfig) -> None:

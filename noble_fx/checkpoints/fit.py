@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx.attach.attach import branch_paths
+from noble_fx.attach.draw import base_tensors
 from noble_fx.branches.kinds import branch_class
 from noble_fx.captures.base import Plan
 from noble_fx.checkpoints.weights_file import Stored
@@ -117,8 +118,7 @@ def _shared_names(model: nn.Module) -> dict[str, list[str]]:
 
 def _branch_state(model: nn.Module, site: Site, plan: Plan) -> dict[str, Any]:
     """The state of the site's branch, without values, in the dtype that it will have."""
-    weight = model.get_parameter(site.weight) if site.weight else model.get_submodule(site.fqn).weight
-    assert isinstance(weight, Tensor)
+    weight = base_tensors(model, site)[0]
     branch = branch_class(plan.config).on_meta(site.in_features, site.out_features, site.rank, plan.config)
     return branch.to(weight.dtype).state_dict()
 

@@ -151,7 +151,7 @@ def _check_branches(model: nn.Module, tensors: dict[str, Tensor], tied: dict[str
             continue
         own = own_name(path, model)
         names = {f"{own}.{name}": shape for name, shape in _branch_shapes(branch).items()}
-        if branch.site is not None:
+        if branch.site is not None and not branch.site.is_block:
             names |= dict.fromkeys([_weight_name(own, branch)])
         for name, shape in names.items():
             found = tensors.get(tied.get(name, name))

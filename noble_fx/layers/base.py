@@ -30,6 +30,7 @@ class Augmented:
 
     noble: Branch
     _mixin: type[Augmented]
+    _prefix = "Noble"  # of the name of the class that is made
     _input_name = "input"
     _argument_names: tuple[str, ...] = ()
 
@@ -107,7 +108,7 @@ _CLASSES: dict[tuple[type, type], type[Augmented]] = {}  # (mixin, plain) -> the
 def class_with_branch(mixin: type[Augmented], plain: type[nn.Module]) -> type[Augmented]:
     """The class of a `plain` layer with a branch, the same one each time."""
     if (mixin, plain) not in _CLASSES:
-        named_class(mixin, plain)(type(f"Noble{plain.__name__}", (mixin, plain), {"__module__": __name__}))
+        named_class(mixin, plain)(type(f"{mixin._prefix}{plain.__name__}", (mixin, plain), {"__module__": __name__}))
     return _CLASSES[mixin, plain]
 
 

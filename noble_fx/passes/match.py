@@ -12,6 +12,7 @@ from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup
 from noble_fx.errors import Refusal
 from noble_fx.passes.history import Skip
+from noble_fx.sites.site import BLOCK
 from noble_fx.sites.products import Product, product_of
 from noble_fx.sites.views import parameter_shapes
 
@@ -49,7 +50,7 @@ class ModelGraph:
         for fqn, module in self.graph_module.named_modules():
             branch = module._modules.get("noble")
             path = f"{fqn}.noble" if fqn else "noble"
-            if isinstance(branch, Branch):
+            if isinstance(branch, Branch) and branch.role != BLOCK:  # a block has no weight of its own
                 paths.setdefault(id(module.weight), path)
             elif isinstance(branch, BranchGroup):
                 paths |= {id(module._parameters[name]): f"{path}.{name}" for name in branch}

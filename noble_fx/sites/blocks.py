@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from noble_fx.errors import Refusal
+from noble_fx.layers.base import plain_class
 from noble_fx.layers.registry import describe
 from noble_fx.sites.adapters import why_adapter
 from noble_fx.sites.heads import is_head_name
@@ -98,9 +99,9 @@ def repeated_blocks(model: nn.Module) -> set[str]:
         children = {name: child for name, child in holder.named_children() if id(child) in filled}
         for name in _in_stack(holder, children):
             blocks[f"{fqn}.{name}" if fqn else name] = children[name]
-    stacks = {name: type(block) for name, block in blocks.items() if not is_head_name(name.rpartition(".")[0])}
+    stacks = {name: plain_class(block) for name, block in blocks.items() if not is_head_name(name.rpartition(".")[0])}
     kinds = {kind for kind in stacks.values() if not kind.__module__.startswith("torch.nn.modules.container")}
-    return {*blocks, *(fqn for fqn, module in model.named_modules() if fqn and type(module) in kinds)}
+    return {*blocks, *(fqn for fqn, module in model.named_modules() if fqn and plain_class(module) in kinds)}
 
 
 def _with_maps_inside(model: nn.Module) -> set[int]:
@@ -128,7 +129,7 @@ def _in_stack(holder: nn.Module, children: dict[str, nn.Module]) -> Iterator[str
         numbered = _NUMBERED.fullmatch(name)
         if container or numbered:
             series = numbered[1] if numbered and not container else ""
-            alike.setdefault((type(child), series), []).append(name)
+            alike.setdefault((plain_class(child), series), []).append(name)
     for names in alike.values():
         yield from names if len(names) > 1 else ()
 

@@ -13,9 +13,10 @@ from torch import nn
 from noble_fx.branches.kinds import branch_class
 from noble_fx.config import GROUPS, NobleConfig
 from noble_fx.errors import ConfigError, nearest
+from noble_fx.sites.block_maps import at_scope
 from noble_fx.sites.find import LinearMap
 from noble_fx.sites.ranks import assign_ranks
-from noble_fx.sites.site import Site
+from noble_fx.sites.site import BLOCK, Site
 
 _QUANTIZED = ", which is quantized and stays as it is; transform with init_base=False"
 
@@ -27,11 +28,12 @@ def choose(
     strict: bool = True,
     taken: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Site, ...]:
-    """One `Site` per map with selection, rank and reason; raises `ConfigError` where the user must decide otherwise.
+    """One `Site` per map, or with scope="block" per block, with selection, rank and reason; raises `ConfigError` where the user must decide otherwise.
 
     Without `strict` an unsuitable layer, a rank too large or an empty choice is a reason in the answer, not an error.
     `taken` gives, by name, layers that are out of the question, with the reason.
     """
+    maps = at_scope(model, maps, config.scope)
     _check_pattern(maps, config)
     has_blocks = any(entry.in_block and not entry.obstacle and not entry.against for entry in maps)
     wanted, excluded = _wanted(maps, config, has_blocks), _excluded(maps, config)
@@ -89,6 +91,8 @@ def _why_not(linear_map: LinearMap, config: NobleConfig, has_blocks: bool) -> st
 
 
 def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:
+    if not sites and config.scope == BLOCK:
+        return "the model has no repeated blocks; scope='linear' (the default) gives its linear layers a branch each"
     if not sites:
         return (
             "the model has no linear layer, so there is nothing to add a branch to; "
@@ -98,11 +102,11 @@ def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:
         known = [site.fqn for site in sites]
         if not any(re.search(config.select, name) for name in known):
             return (
-                f"select={config.select!r} matches no linear layer{nearest(config.select, known)}; see noble_fx.sites"
+                f"select={config.select!r} matches no {_noun(config)}{nearest(config.select, known)}; see noble_fx.sites"
             )
     reasons = Counter(site.reason for site in sites).most_common(4)
     listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
-    return f"select={config.select!r} leaves no layer to augment: {listed}"
+    return f"select={config.select!r} leaves no {'block' if config.scope == BLOCK else 'layer'} to augment: {listed}"
 
 
 def _wanted(maps: list[LinearMap], config: NobleConfig, has_blocks: bool) -> list[str]:
@@ -114,12 +118,14 @@ def _wanted(maps: list[LinearMap], config: NobleConfig, has_blocks: bool) -> lis
         return [f"matches select={select!r}" if matches else "" for matches in _matches(maps, select)]
     if callable(select):
         return ["chosen by select(site)" if select(linear_map.site) else "" for linear_map in maps]
-    return _by_name(maps, list(select), "select")
+    return _by_name(maps, list(select), "select", _noun(config))
 
 
 def _group_reason(group: str, linear_map: LinearMap, has_blocks: bool) -> str:
     if group == "auto" and linear_map.passed_over:
         return ""
+    if linear_map.site.is_block:
+        return "a repeated block"
     if group == "auto":
         return ("in a repeated block" if linear_map.in_block else "") if has_blocks else "no repeated blocks: all"
     if group == "all":
@@ -127,16 +133,20 @@ def _group_reason(group: str, linear_map: LinearMap, has_blocks: bool) -> str:
     return f"role {linear_map.site.role}" if linear_map.site.role.startswith(group) else ""
 
 
+def _noun(config: NobleConfig) -> str:
+    return "repeated block" if config.scope == BLOCK else "linear layer"
+
+
 def _names(linear_map: LinearMap) -> tuple[str, ...]:
     return (linear_map.site.fqn, *linear_map.site.aliases)
 
 
-def _by_name(maps: list[LinearMap], wanted: list[str], setting: str) -> list[str]:
+def _by_name(maps: list[LinearMap], wanted: list[str], setting: str, noun: str) -> list[str]:
     known = {name for linear_map in maps for name in _names(linear_map)}
     for name in wanted:
         if name not in known:
             raise ConfigError(
-                f"{setting} names {name!r}, which is no linear layer of this model{nearest(name, sorted(known))}; "
+                f"{setting} names {name!r}, which is no {noun} of this model{nearest(name, sorted(known))}; "
                 "noble_fx.sites(model) lists them all, and a plain string is taken as a regex"
             )
     return [f"named in {setting}" if set(_names(linear_map)) & set(wanted) else "" for linear_map in maps]
@@ -147,12 +157,12 @@ def _excluded(maps: list[LinearMap], config: NobleConfig) -> list[str]:
     if exclude is None:
         return [""] * len(maps)
     if not isinstance(exclude, str):
-        return _by_name(maps, list(exclude), "exclude")
+        return _by_name(maps, list(exclude), "exclude", _noun(config))
     matched = _matches(maps, exclude)
     if not any(matched):
         names = [linear_map.site.fqn for linear_map in maps]
         raise ConfigError(
-            f"exclude={exclude!r} matches no linear layer{nearest(exclude, names)}; drop it or correct it"
+            f"exclude={exclude!r} matches no {_noun(config)}{nearest(exclude, names)}; drop it or correct it"
         )
     return [f"matches exclude={exclude!r}" if matches else "" for matches in matched]
 
@@ -166,4 +176,4 @@ def _check_pattern(maps: list[LinearMap], config: NobleConfig) -> None:
     for pattern in config.rank_pattern or {}:
         if not any(_matches(maps, pattern)):
             names = [linear_map.site.fqn for linear_map in maps]
-            raise ConfigError(f"rank_pattern {pattern!r} matches no linear layer{nearest(pattern, names)}")
+            raise ConfigError(f"rank_pattern {pattern!r} matches no {_noun(config)}{nearest(pattern, names)}")

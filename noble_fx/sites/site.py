@@ -8,15 +8,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
+BLOCK = "block"  # the role of a whole repeated block
+
+
 @dataclass(frozen=True)
 class Site:
-    """One linear map of a model, chosen or not, x [.., in_features] -> y [.., out_features].
+    """One linear map of a model, or with scope="block" one block, x [.., in_features] -> y [.., out_features].
 
     `reason` says why it was chosen or why not; `rank` and `params` (parameters of its branch) are 0 where it was not.
     """
 
     fqn: str
-    role: str  # attention.q, ffn.in, mixer.out, router, … or other: roles.py lists them
+    role: str  # attention.q, ffn.in, mixer.out, router, … or other: roles.py lists them; or block
     kind: str  # class of the layer, or what holds the weight
     in_features: int
     out_features: int
@@ -30,6 +33,11 @@ class Site:
     layout: str = ""  # what the axes of that parameter are: [N, K], [K, N], [E, N, K], …
     experts: int = 0  # how many matrices are stacked in it, each with a branch of its own; 0 for a single one
     action: str = ""  # what is done there: "add" a branch; empty where it was not chosen
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it is a whole block, which has no weight of its own."""
+        return self.role == BLOCK
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

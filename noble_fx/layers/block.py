@@ -1,0 +1,88 @@
+"""A whole block with a branch around it: what every other layer's mixin is to a linear map.
+
+    y = block(x) + noble(x)          x, y [.., C], the hidden states that go into the block and come out of it
+
+x is the first argument, y the result or the first entry of a tuple or list. What does not fit is an error at the call.
+
+The class that is made keeps the block's own name: other libraries look a block up by the name of its class (the units
+of FSDP, `_no_split_modules` of Hugging Face).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from noble_fx.errors import CaptureError
+from noble_fx.layers.base import Augmented, class_with_branch, plain_class
+from noble_fx.torch_state import autocast_is_on
+
+
+class AroundBlock(Augmented):
+    """A block with a branch from its input to its result."""
+
+    _prefix = ""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.noble.enabled:
+            return super(Augmented, self).forward(*args, **kwargs)  # type: ignore[misc]
+        x = args[0] if args else kwargs.get(self._input_name)
+        # Before the block, which may change x in place.
+        added = self.branch_output(self.in_stored_dtype(self._checked(x)))
+        result = super(Augmented, self).forward(*args, **kwargs)  # type: ignore[misc]
+        return with_hidden(result, lambda y: self._sum(y, added), self._name)
+
+    @property
+    def _name(self) -> str:
+        return plain_class(self).__qualname__  # type: ignore[arg-type]
+
+    def _checked(self, x: Any) -> Tensor:
+        width = self.noble.in_features
+        if isinstance(x, Tensor) and not x.is_nested and x.ndim > 0 and x.shape[-1] == width:
+            return x
+        got = f"a {type(x).__name__}" if not isinstance(x, Tensor) or x.is_nested else list(x.shape)
+        raise CaptureError(
+            f"{self._name} was called with {got} for {self._input_name!r}, where its hidden state [.., {width}] belongs, "
+            "so no branch can be around it; leave such blocks out with exclude=…, or use scope='linear'"
+        )
+
+    def _sum(self, y: Any, added: Tensor) -> Tensor:
+        if isinstance(y, Tensor) and not y.is_nested and y.shape == added.shape:
+            return y + added.to(y.dtype)
+        got = f"a {type(y).__name__}" if not isinstance(y, Tensor) or y.is_nested else list(y.shape)
+        raise CaptureError(
+            f"{self._name} gives {got} where its hidden state is {list(added.shape)}, so no branch can be added to it; "
+            "leave such blocks out with exclude=…, or use scope='linear'"
+        )
+
+    def in_stored_dtype(self, x: Tensor) -> Tensor:
+        """A block may take hidden states of another dtype than its weights'; its branch takes the one it is stored in."""
+        return x if x.dtype == self.noble.dtype or autocast_is_on(x.device.type) else x.to(self.noble.dtype)
+
+
+def with_hidden(result: Any, change: Callable[[Any], Any], name: str = "the block") -> Any:
+    """The result of a block with its hidden state changed: itself, or the first entry of a tuple or list."""
+    if isinstance(result, Tensor):
+        return change(result)
+    if type(result) in (tuple, list) and result:
+        return type(result)((change(result[0]), *result[1:]))
+    if isinstance(result, tuple) and result and hasattr(result, "_replace"):  # one with names
+        return type(result)(change(result[0]), *result[1:])
+    raise CaptureError(
+        f"{name} gives a {type(result).__name__}, in which nobody knows the hidden state; a branch is added to a tensor, "
+        "or to the first entry of a tuple or list. Leave such blocks out with exclude=…, or use scope='linear'"
+    )
+
+
+def hidden_of(result: Any) -> Any:
+    """The hidden state in the result of a block."""
+    found: list[Any] = []
+    with_hidden(result, lambda y: found.append(y) or y)
+    return found[0]
+
+
+def block_with_branch(block: nn.Module) -> type[Augmented]:
+    """The class with a branch for this block."""
+    return type(block) if isinstance(block, Augmented) else class_with_branch(AroundBlock, type(block))
