@@ -14,6 +14,8 @@ linear_group_backward  one gradient per input: x, weight…, bias…, down…, d
 grouped_product        rows sorted by expert, each times its expert's matrix: x [S, K], weight [E, K, N] -> [S, N]
 grouped_outer          its derivative by the weight: x [S, K], y [S, N] -> [E, K, N]
 
+block_branch           where the branch around the block of that name belongs, in a graph that has none yet -> zeros
+
 A group is all with a bias or all without: `bias` and `down_bias` then are empty lists, as `bias` is None for one linear
 map. `needs` and the gradients have G places for either nonetheless (False, empty tensor), in the flat order of
 `ops/operands.py`, so a place means the same whatever is absent. `act` is the tensors of the first site's σ, then those
@@ -56,11 +58,14 @@ library.define(
 library.define("grouped_product(Tensor x, Tensor weight, Tensor offsets) -> Tensor")
 library.define("grouped_outer(Tensor x, Tensor y, Tensor offsets) -> Tensor")
 
+library.define("block_branch(Tensor x, str block) -> Tensor")
+
 LINEAR = torch.ops.noble_fx.linear.default
 LINEAR_GROUP = torch.ops.noble_fx.linear_group.default
 JOINED_DOWN = torch.ops.noble_fx.joined_down.default
 JOINED_UP = torch.ops.noble_fx.joined_up.default
 GROUPED_PRODUCT = torch.ops.noble_fx.grouped_product.default
+BLOCK_BRANCH = torch.ops.noble_fx.block_branch.default
 
 
 RULES: dict[Any, Callable[..., Any]] = {}  # the autograd rules of operators, which `ops/` fills in

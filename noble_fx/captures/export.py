@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import inspect
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,19 @@ from torch.utils import _pytree as pytree
 
 from noble_fx.captures.assumed import Assumed, check_hooks
 from noble_fx.captures.base import Capture, Declined, Examples, Plan
+from noble_fx.captures.block_places import candidates, places_shown, shown_in
 from noble_fx.captures.call import Call, Fixed
 from noble_fx.captures.example_inputs import describe
 from noble_fx.captures.example_run import check_same, watched_run, working_copy
-from noble_fx.captures.exported_model import MODES, Captured, ExportedModel, Graphs, Held, use_graphs
+from noble_fx.captures.exported_model import (
+    MODES,
+    Captured,
+    ExportedModel,
+    GraphOverTree,
+    Graphs,
+    Held,
+    use_graphs,
+)
 from noble_fx.captures.in_place import leave_class
 from noble_fx.captures.plain_graph import plain_graph
 from noble_fx.captures.torch_export import (
@@ -45,8 +54,11 @@ from noble_fx.captures.torch_export import (
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, Refusal
 from noble_fx.passes.history import Step
+from noble_fx.passes.pipeline import PIPELINES
+from noble_fx.passes.rule import run_passes
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import LinearMap, find_maps
+from noble_fx.sites.site import BLOCK, Site
 from noble_fx.torch_versions import decides_on_values
 
 _NOT_THE_MODELS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
@@ -72,17 +84,22 @@ class Export(Capture):
 
     def plan(self, model: nn.Module, config: NobleConfig, examples: Examples) -> Plan | Refusal:
         try:
-            captured = export(model, examples)
+            with places_shown(model, candidates(model, config)):
+                captured = export(model, examples)
         except Declined as reason:
             return Refusal(str(reason))
         maps = find_maps(model, graphs=list(captured.graphs.base.values()))
-        return Plan(config, choose(model, maps, config), captured)
+        sites = choose(model, maps, config)
+        hidden = _not_run(captured, sites)
+        return hidden or Plan(config, sites, captured)
 
     def build(self, model: nn.Module, plan: Plan) -> nn.Module:
         captured: Captured = plan.graphs
         running = {mode: copy.deepcopy(graph) for mode, graph in captured.graphs.base.items()}
         ExportedModel.noble_enter(model, Held(captured, running, {}))
         self.rewrite(model, "train")
+        if plan.config.scope == BLOCK:
+            _without_places(model, captured.graphs)
         return model
 
     def maps(self, model: Any) -> list[LinearMap]:
@@ -121,6 +138,24 @@ class Export(Capture):
 
     def notes(self, module: Any) -> tuple[str, ...]:
         return module.noble_call.notes
+
+
+def _not_run(captured: Captured, sites: Iterable[Site]) -> Refusal | None:
+    """Why a chosen block has no place in a graph."""
+    for mode, graph in captured.graphs.base.items():
+        shown = shown_in(graph)
+        for site in sites:
+            if site.selected and site.is_block and site.fqn not in shown:
+                return Refusal(f"{site.fqn} is not run in {mode} mode on the example inputs")
+    return None
+
+
+def _without_places(model: nn.Module, graphs: Graphs) -> None:
+    """Take the places of branches out of the graphs of the base model, in place."""
+    for mode, graph in graphs.base.items():
+        module = GraphOverTree(model, graph, graphs.constants, "Base")
+        run_passes(module, PIPELINES["base"])
+        graphs.base[mode] = module.graph
 
 
 def export(model: nn.Module, examples: Examples) -> Captured:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from noble_fx.captures.assumed import Assumed, Check, check_hooks
+from noble_fx.captures.block_places import candidates, places_shown, plain_stacks, shown_in
 from noble_fx.captures.base import HISTORY, Capture, Declined, Examples, Plan
 from noble_fx.captures.graph_pickle import read_graph, set_keys, write_graph
 from noble_fx.captures.in_place import OverUsersClass, enter_class, leave_class
@@ -113,10 +114,11 @@ class Fx(Capture):
         try:
             _check_names(model)
             check_hooks(model)
-            graph, assumed = trace_watched(model)
+            with places_shown(model, candidates(model, config)):
+                graph, assumed = trace_watched(model)
         except Declined as reason:
             return Refusal(str(reason))
-        sites = choose(model, find_maps(model, flow_roles(model, graph)), config)
+        sites = choose(model, find_maps(model, flow_roles(model, plain_stacks(graph))), config)
         hidden = unreachable(graph, model, sites)
         return hidden or Plan(config, sites, (graph, assumed))
 
@@ -167,6 +169,7 @@ def unreachable(graph: fx.Graph, model: nn.Module, sites: Iterable[Site]) -> Ref
     """Why a chosen layer cannot be rewritten in this graph: it lies inside a leaf, or is never called."""
     called = {node.target for node in graph.nodes if node.op == "call_module"}
     leaves = tuple(f"{target}." for target in called)
+    called |= shown_in(graph)
     for fqn in (_runner(model, site) for site in sites if site.selected):
         if fqn not in called:
             inside = [leaf[:-1] for leaf in leaves if fqn.startswith(leaf)]

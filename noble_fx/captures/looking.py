@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from noble_fx.captures.base import HISTORY, Declined, Examples
+from noble_fx.captures.block_places import places_shown, plain_stacks
 from noble_fx.captures.export import export_once
 from noble_fx.captures.exported_model import GraphOverTree
 from noble_fx.captures.fx import unreachable
@@ -30,7 +31,7 @@ def look(model: nn.Module, sites: tuple[Site, ...], examples: Examples) -> fx.Gr
         if not examples:
             return Refusal(str(reason))
     try:
-        return _exported(model, examples)
+        return _exported(model, sites, examples)
     except (Declined, CaptureError) as reason:
         return Refusal(str(reason))
 
@@ -38,18 +39,22 @@ def look(model: nn.Module, sites: tuple[Site, ...], examples: Examples) -> fx.Gr
 def _traced(model: nn.Module, sites: tuple[Site, ...]) -> fx.GraphModule:
     check_traceable(model)
     copied = meta_copy(model)
-    with without_branches(copied):
-        graph = trace_copy(copied)
+    with without_branches(copied), places_shown(copied, _blocks(sites)):
+        graph = plain_stacks(trace_copy(copied))
         hidden = unreachable(graph, copied, sites)
     if hidden is not None:
         raise Declined(hidden.reason)
     return _rewritten(copied, graph, {})
 
 
-def _exported(model: nn.Module, examples: Examples) -> fx.GraphModule:
+def _blocks(sites: tuple[Site, ...]) -> dict[str, int]:
+    return {site.fqn: site.in_features for site in sites if site.selected and site.is_block}
+
+
+def _exported(model: nn.Module, sites: tuple[Site, ...], examples: Examples) -> fx.GraphModule:
     copied = meta_copy(model)
     args, kwargs = pytree.tree_map(to_meta, (examples.args, examples.kwargs))
-    with without_branches(copied):
+    with without_branches(copied), places_shown(copied, _blocks(sites)):
         graph, constants = export_once(copied, Examples(args, kwargs, examples.dynamic_shapes))
     return _rewritten(copied, graph, constants)
 

@@ -10,14 +10,16 @@ of FSDP, `_no_split_modules` of Hugging Face).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from noble_fx.errors import CaptureError
 from noble_fx.layers.base import Augmented, class_with_branch, plain_class
 from noble_fx.torch_state import autocast_is_on
+
+_REMEDY = "leave such blocks out with exclude=…, or use scope='linear'"
 
 
 class AroundBlock(Augmented):
@@ -28,43 +30,38 @@ class AroundBlock(Augmented):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self.noble.enabled:
             return super(Augmented, self).forward(*args, **kwargs)  # type: ignore[misc]
-        x = args[0] if args else kwargs.get(self._input_name)
         # Before the block, which may change x in place.
-        added = self.branch_output(self.in_stored_dtype(self._checked(x)))
+        x = hidden_input(self._name, self._input_name, self.noble.in_features, args, kwargs)
+        added = self.branch_output(self.in_stored_dtype(x))
         result = super(Augmented, self).forward(*args, **kwargs)  # type: ignore[misc]
-        return with_hidden(result, lambda y: self._sum(y, added), self._name)
+        return with_hidden(result, lambda y: add_to_block(y, added), self._name)
 
     @property
     def _name(self) -> str:
         return plain_class(self).__qualname__  # type: ignore[arg-type]
-
-    def _checked(self, x: Any) -> Tensor:
-        width = self.noble.in_features
-        if isinstance(x, Tensor) and not x.is_nested and x.ndim > 0 and x.shape[-1] == width:
-            return x
-        got = f"a {type(x).__name__}" if not isinstance(x, Tensor) or x.is_nested else list(x.shape)
-        raise CaptureError(
-            f"{self._name} was called with {got} for {self._input_name!r}, where its hidden state [.., {width}] belongs, "
-            "so no branch can be around it; leave such blocks out with exclude=…, or use scope='linear'"
-        )
-
-    def _sum(self, y: Any, added: Tensor) -> Tensor:
-        if isinstance(y, Tensor) and not y.is_nested and y.shape == added.shape:
-            return y + added.to(y.dtype)
-        got = f"a {type(y).__name__}" if not isinstance(y, Tensor) or y.is_nested else list(y.shape)
-        raise CaptureError(
-            f"{self._name} gives {got} where its hidden state is {list(added.shape)}, so no branch can be added to it; "
-            "leave such blocks out with exclude=…, or use scope='linear'"
-        )
 
     def in_stored_dtype(self, x: Tensor) -> Tensor:
         """A block may take hidden states of another dtype than its weights'; its branch takes the one it is stored in."""
         return x if x.dtype == self.noble.dtype or autocast_is_on(x.device.type) else x.to(self.noble.dtype)
 
 
+def hidden_input(name: str, argument: str, width: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The hidden state [.., C] among the arguments of the block `name`: the first; raises `CaptureError` for another."""
+    x = args[0] if args else kwargs.get(argument)
+    if isinstance(x, fx.Proxy) or (
+        isinstance(x, Tensor) and not x.is_nested and x.ndim > 0 and int(x.shape[-1]) == width
+    ):
+        return x
+    got = list(x.shape) if isinstance(x, Tensor) and not x.is_nested else f"a {type(x).__name__}"
+    raise CaptureError(
+        f"{name} was called with {got} for {argument!r}, where its hidden state [.., {width}] belongs, so no branch can "
+        f"be around it; {_REMEDY}"
+    )
+
+
 def with_hidden(result: Any, change: Callable[[Any], Any], name: str = "the block") -> Any:
     """The result of a block with its hidden state changed: itself, or the first entry of a tuple or list."""
-    if isinstance(result, Tensor):
+    if isinstance(result, Tensor | fx.Proxy):
         return change(result)
     if type(result) in (tuple, list) and result:
         return type(result)((change(result[0]), *result[1:]))
@@ -72,7 +69,7 @@ def with_hidden(result: Any, change: Callable[[Any], Any], name: str = "the bloc
         return type(result)(change(result[0]), *result[1:])
     raise CaptureError(
         f"{name} gives a {type(result).__name__}, in which nobody knows the hidden state; a branch is added to a tensor, "
-        "or to the first entry of a tuple or list. Leave such blocks out with exclude=…, or use scope='linear'"
+        f"or to the first entry of a tuple or list. {_REMEDY.capitalize()}"
     )
 
 
@@ -81,6 +78,17 @@ def hidden_of(result: Any) -> Any:
     found: list[Any] = []
     with_hidden(result, lambda y: found.append(y) or y)
     return found[0]
+
+
+def add_to_block(y: Any, added: Tensor) -> Tensor:
+    """A block's hidden state and its branch, which must be of one shape; also a node of graphs."""
+    if isinstance(y, Tensor) and not y.is_nested and y.shape == added.shape:
+        return y + (added if added.dtype == y.dtype else added.to(y.dtype))
+    got = list(y.shape) if isinstance(y, Tensor) and not y.is_nested else f"a {type(y).__name__}"
+    raise CaptureError(
+        f"a block with a branch gives {got} where its hidden state was {list(added.shape)}, so no branch can be added "
+        f"to it; {_REMEDY}"
+    )
 
 
 def block_with_branch(block: nn.Module) -> type[Augmented]:

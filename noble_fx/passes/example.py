@@ -20,6 +20,7 @@ from noble_fx.branches.experts import BranchGroup, expert_branches
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.config import NobleConfig
 from noble_fx.layers.linear import NobleLinear
+from noble_fx.sites.site import BLOCK
 from noble_fx.tracing_lock import tracing
 
 IN, OUT, RANK, EXPERTS = 6, 7, 2, 3
@@ -35,6 +36,15 @@ def layer(act: str = "cosnet", fused: bool = True) -> nn.Module:
 def layers() -> nn.Module:
     """Two such layers, `q` and `k`."""
     return nn.ModuleDict({"q": layer(), "k": layer()})
+
+
+def around() -> nn.Module:
+    """A model whose `block` has a branch around it, [.., IN] -> [.., IN]."""
+    model, block = nn.Module(), nn.Module()
+    block.noble = NobleBranch(IN, IN, RANK, NobleConfig(preset="reference"), role=BLOCK)
+    _prepare(block.noble, fused=False)
+    model.block = block
+    return model
 
 
 def parameter(*shape: int, experts: int = 0) -> Callable[[], nn.Module]:

@@ -63,6 +63,11 @@ class ModelGraph:
         weight = module._parameters.get(name) if module is not None else None
         return self._branch_paths.get(id(weight)) if weight is not None else None
 
+    def branch_around(self, block: str) -> str | None:
+        """Module path of the branch around the block of that name, or None."""
+        path = f"{block}.noble" if block else "noble"
+        return path if isinstance(self.module(path), Branch) else None
+
     def branch(self, node: Any) -> Branch | None:
         """The branch that a `call_module` node runs, or None."""
         module = self.module(node.target) if isinstance(node, fx.Node) and node.op == "call_module" else None

@@ -4,6 +4,7 @@ train     layer(x)                      expose_linear
           addmm(b, x, wᵀ), matmul, …    expose_product
        -> linear(x, w, b)               insert_branch
           conv 1×1, bmm, einsum, …      insert_channel_branch, insert_expert_branch, insert_einsum_branch
+          block_branch(x, block)        insert_block_branch, drop_block_place
        -> linear(x, w, b) + noble(x)    fuse_branch
        -> noble_fx::linear(x, w, …)     share_input
        -> noble_fx::linear_group(x, [w, …], …) where several sites read x
@@ -12,6 +13,7 @@ compiled  Dynamo's graphs, where a fused site is one noble_fx::linear already: s
 
 base      noble_fx::linear(x, w, …),    drop_branch
           noble_fx::linear_group(x, [w, …], …)
+          y + block_branch(x, block)    drop_block_place
        -> linear(x, w, b)
 
 inference noble_fx::linear(x, w, …)     fold_branch       over the folded branches of `noble_fx.fold`
@@ -41,7 +43,9 @@ from noble_fx.passes.inference.merge_branch import merge_branch
 from noble_fx.passes.inference.merge_view import merge_view
 from noble_fx.passes.inference.remove_dead import remove_dead
 from noble_fx.passes.inference.sink_view import sink_view
+from noble_fx.passes.insert.drop_block_place import drop_block_place
 from noble_fx.passes.insert.drop_branch import drop_branch
+from noble_fx.passes.insert.insert_block_branch import insert_block_branch
 from noble_fx.passes.insert.insert_branch import insert_branch
 from noble_fx.passes.insert.insert_channel_branch import insert_channel_branch
 from noble_fx.passes.insert.insert_einsum_branch import insert_einsum_branch
@@ -57,13 +61,15 @@ _ALL = (
             insert_channel_branch,
             insert_expert_branch,
             insert_einsum_branch,
+            insert_block_branch,
+            drop_block_place,
             fuse_branch,
             share_input,
         ),
         name="train",
     ),
     Pipeline((share_input,), name="compiled"),
-    Pipeline((drop_branch,), name="base"),
+    Pipeline((drop_branch, drop_block_place), name="base"),
     Pipeline((split_group, fold_branch, share_input), name="inference"),
     Pipeline((split_group, merge_branch, join_up), cleanup=(remove_dead,), name="export"),
     Pipeline((split_group, merge_branch, join_down), cleanup=(remove_dead,), name="export_down"),

@@ -9,6 +9,7 @@ feed-forward part and comes out of one; where there are norms, one of them must 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ _IN = ("attention.q", "attention.k", "attention.v", "attention.qkv", "attention.
 _OUT = ("attention.out", "ffn.out", "mixer.out")
 _MIXING = ("attention.", "mixer.")
 _UNFUSED = Refusal("around a whole block: there is no single linear map to be one operator with")
+_CHILDREN = {"_modules", "children", "named_children", "modules", "named_modules", "parameters", "named_parameters"}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -106,6 +108,8 @@ def _obstacle(block: nn.Module, inside: Sequence[LinearMap]) -> Refusal | None:
         return Refusal(f"a {name}, which is never called itself")
     if row_of(block) is not None:
         return Refusal(f"a {name} is a layer, not a block; scope='linear' gives it branches")
+    if runs_its_children(block):
+        return Refusal(f"{name} runs whatever children it has, and a branch would be one of them")
     if isinstance(block, torch.jit.ScriptModule):
         return Refusal("a ScriptModule cannot be rewritten")
     if parametrize.is_parametrized(block):
@@ -117,6 +121,13 @@ def _obstacle(block: nn.Module, inside: Sequence[LinearMap]) -> Refusal | None:
     if any(is_distributed(parameter) for parameter in block.parameters()) and not isinstance(block, Augmented):
         return Refusal("its weights are spread over ranks; transform before that, or use scope='linear'")
     return _convolutional(block, inside)
+
+
+def runs_its_children(block: nn.Module) -> bool:
+    """Whether forward goes over the module's children, as that of nn.Sequential does."""
+    forward = inspect.unwrap(plain_class(block).forward)
+    names = getattr(getattr(forward, "__code__", None), "co_names", ())
+    return isinstance(block, nn.Sequential) or bool(_CHILDREN & set(names))
 
 
 def _convolutional(block: nn.Module, inside: Sequence[LinearMap]) -> Refusal | None:

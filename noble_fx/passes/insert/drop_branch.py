@@ -12,6 +12,7 @@ from noble_fx.ops.operands import Operands
 from noble_fx.passes.build import Build
 from noble_fx.passes.example import Example, branch_operands
 from noble_fx.passes.history import Skip
+from noble_fx.passes.insert.drop_block_place import SUMS
 from noble_fx.passes.match import ModelGraph
 from noble_fx.passes.rule import Answer, rule
 from noble_fx.schema import LINEAR, LINEAR_GROUP
@@ -23,11 +24,11 @@ _EXAMPLE = Example(
 )
 
 
-@rule(LINEAR, LINEAR_GROUP, operator.add, example=_EXAMPLE)
+@rule(LINEAR, LINEAR_GROUP, *SUMS, example=_EXAMPLE)
 def drop_branch(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
     """noble_fx::linear(x, w, b, …)  ->  linear(x, w, b), each of a linear_group, and linear(x, w, b) + noble(x)"""
-    if node.target is operator.add:
-        linear, call = node.args
+    if node.target in SUMS:
+        linear, call = node.args[:2]
         return linear if isinstance(linear, fx.Node) and graph.branch(call) is not None else Skip("not a branch")
     operands: Operands[Any] = Operands.of_node(node)
 
