@@ -36,7 +36,15 @@ _DTYPES = {
     name: getattr(torch, name)
     for name in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")
 }
-_SETTINGS = ("branch", "act", "select", "exclude", "preset", "capture")  # fields of NobleConfig that a text can name
+_SETTINGS = (
+    "branch",
+    "act",
+    "select",
+    "exclude",
+    "preset",
+    "capture",
+    "scope",
+)  # fields of NobleConfig that a text can name
 
 
 def main(argv: Sequence[str] | None = None) -> int:

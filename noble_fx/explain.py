@@ -83,9 +83,10 @@ class Explanation:
 
     def _head(self) -> list[str]:
         chosen = [site for site in self.sites if site.selected]
+        counted = "blocks" if any(site.is_block for site in self.sites) else "linear maps"
         share = f" = {self.branch_params / self.base_params:.1%} more" if self.base_params else ""
         lines = [
-            f"{self.model}: {len(chosen)} of {len(self.sites)} linear maps carry a branch",
+            f"{self.model}: {len(chosen)} of {len(self.sites)} {counted} carry a branch",
             f"parameters: {self.base_params:,} + {self.branch_params:,} in branches{share}",
         ]
         lines += [f"{name}: {value}" for name, value in self.settings.items() if value]

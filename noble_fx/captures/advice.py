@@ -15,6 +15,8 @@ from noble_fx.captures.base import Capture, Examples, Plan
 from noble_fx.captures.table import asked
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, NobleError
+from noble_fx.sites.block_maps import at_scope
+from noble_fx.sites.site import BLOCK
 
 WITHOUT_EXAMPLES = {"example_inputs": None, "example_kwargs": None, "dynamic_shapes": None}
 
@@ -52,19 +54,21 @@ def _changes(
 
 def _selections(model: nn.Module, config: NobleConfig) -> Iterator[dict[str, Any]]:
     yield {}
+    yield from [{"scope": "linear"}] * (config.scope == BLOCK)
     wider = [] if config.select == "all" else [{"select": "all"}]
     yield from wider
-    rank = _largest_rank(model)
+    rank = _largest_rank(model, config)
     if rank and isinstance(config.rank, int) and config.rank > rank:
         yield from ({**change, "rank": rank} for change in ({}, *wider))
     if config.exclude is not None:
         yield {"exclude": None}
 
 
-def _largest_rank(model: nn.Module) -> int:
-    """The largest rank that some layer of the model takes, by the layers' shapes; 0 where there is none."""
+def _largest_rank(model: nn.Module, config: NobleConfig) -> int:
+    """The largest rank that some layer or block of the model takes, by their shapes; 0 where there is none."""
     (_, capture), *_ = asked("modules")
-    sites = [linear_map.site for linear_map in capture.maps(model) if not linear_map.obstacle]
+    maps = at_scope(model, capture.maps(model), config.scope)
+    sites = [linear_map.site for linear_map in maps if not linear_map.obstacle]
     return max((min(site.in_features, site.out_features) - 1 for site in sites), default=0)
 
 

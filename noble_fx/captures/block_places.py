@@ -1,13 +1,13 @@
 """Blocks that show in a graph where a branch around them belongs: what a capture traces for scope="block".
 
-    block(x)   ->   add_to_block(block(x), noble_fx::block_branch(x, "layers.0"))        zeros, until a pass puts it there
+    block(x)   ->   add_to_block(block(x), noble_fx::block_branch(x, "layers.0"))      zeros, until a pass fills it
 
 A linear map is a node, and a branch can be put beside it in any graph. A block is many nodes, or none of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,6 @@ from torch import fx, nn
 from noble_fx.config import NobleConfig
 from noble_fx.layers import block
 from noble_fx.layers.block import hidden_input, with_hidden
-from noble_fx.layers.base import plain_class
-from noble_fx.ops import block_branch as _  # noqa: F401 - the operator
 from noble_fx.schema import BLOCK_BRANCH
 from noble_fx.sites.block_maps import block_maps
 from noble_fx.sites.find import find_maps

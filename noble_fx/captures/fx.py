@@ -11,8 +11,8 @@ from typing import Any
 from torch import fx, nn
 
 from noble_fx.captures.assumed import Assumed, Check, check_hooks
-from noble_fx.captures.block_places import candidates, places_shown, plain_stacks, shown_in
 from noble_fx.captures.base import HISTORY, Capture, Declined, Examples, Plan
+from noble_fx.captures.block_places import candidates, places_shown, plain_stacks, shown_in
 from noble_fx.captures.graph_pickle import read_graph, set_keys, write_graph
 from noble_fx.captures.in_place import OverUsersClass, enter_class, leave_class
 from noble_fx.captures.portable import portable, run_portable

@@ -29,65 +29,73 @@ class AroundBlock(Augmented):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self.noble.enabled:
-            return super(Augmented, self).forward(*args, **kwargs)  # type: ignore[misc]
+            return self.without_branch(*args, **kwargs)
         # Before the block, which may change x in place.
         x = hidden_input(self._name, self._input_name, self.noble.in_features, args, kwargs)
         added = self.branch_output(self.in_stored_dtype(x))
-        result = super(Augmented, self).forward(*args, **kwargs)  # type: ignore[misc]
-        return with_hidden(result, lambda y: add_to_block(y, added), self._name)
+        return with_hidden(self.without_branch(*args, **kwargs), lambda y: add_to_block(y, added), self._name)
+
+    def without_branch(self, *args: Any, **kwargs: Any) -> Any:
+        """What the block itself gives."""
+        return super(Augmented, self).forward(*args, **kwargs)  # type: ignore[misc]
 
     @property
     def _name(self) -> str:
         return plain_class(self).__qualname__  # type: ignore[arg-type]
 
     def in_stored_dtype(self, x: Tensor) -> Tensor:
-        """A block may take hidden states of another dtype than its weights'; its branch takes the one it is stored in."""
+        """A block may take hidden states of another dtype than its weights have; its branch takes its own."""
         return x if x.dtype == self.noble.dtype or autocast_is_on(x.device.type) else x.to(self.noble.dtype)
 
 
 def hidden_input(name: str, argument: str, width: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The hidden state [.., C] among the arguments of the block `name`: the first; raises `CaptureError` for another."""
+    """The hidden state [.., C] among the arguments of the block `name`, the first; raises `CaptureError` for others."""
     x = args[0] if args else kwargs.get(argument)
-    if isinstance(x, fx.Proxy) or (
-        isinstance(x, Tensor) and not x.is_nested and x.ndim > 0 and int(x.shape[-1]) == width
-    ):
+    if isinstance(x, fx.Proxy):
         return x
-    got = list(x.shape) if isinstance(x, Tensor) and not x.is_nested else f"a {type(x).__name__}"
+    if isinstance(x, Tensor) and not x.is_nested and x.ndim > 0 and x.shape[-1] == width:
+        return x
     raise CaptureError(
-        f"{name} was called with {got} for {argument!r}, where its hidden state [.., {width}] belongs, so no branch can "
-        f"be around it; {_REMEDY}"
+        f"{name} was called with {_described(x)} for {argument!r}, where its hidden state [.., {width}] belongs, so no "
+        f"branch can be around it; {_REMEDY}"
+    )
+
+
+def _described(value: Any) -> Any:
+    return list(value.shape) if isinstance(value, Tensor) and not value.is_nested else f"a {type(value).__name__}"
+
+
+def hidden_of(result: Any, name: str = "the block") -> Any:
+    """The hidden state in the result of a block: itself, or the first entry of a tuple or list, else `CaptureError`."""
+    if isinstance(result, Tensor | fx.Proxy):
+        return result
+    if result and (type(result) in (tuple, list) or _is_named(result)):
+        return result[0]
+    raise CaptureError(
+        f"{name} gives a {type(result).__name__}, in which nobody knows the hidden state; a branch is added to a "
+        f"tensor, or to the first entry of a tuple or list: {_REMEDY}"
     )
 
 
 def with_hidden(result: Any, change: Callable[[Any], Any], name: str = "the block") -> Any:
-    """The result of a block with its hidden state changed: itself, or the first entry of a tuple or list."""
+    """The result of a block with its hidden state changed."""
+    y = change(hidden_of(result, name))
     if isinstance(result, Tensor | fx.Proxy):
-        return change(result)
-    if type(result) in (tuple, list) and result:
-        return type(result)((change(result[0]), *result[1:]))
-    if isinstance(result, tuple) and result and hasattr(result, "_replace"):  # one with names
-        return type(result)(change(result[0]), *result[1:])
-    raise CaptureError(
-        f"{name} gives a {type(result).__name__}, in which nobody knows the hidden state; a branch is added to a tensor, "
-        f"or to the first entry of a tuple or list. {_REMEDY.capitalize()}"
-    )
+        return y
+    return type(result)(y, *result[1:]) if _is_named(result) else type(result)((y, *result[1:]))
 
 
-def hidden_of(result: Any) -> Any:
-    """The hidden state in the result of a block."""
-    found: list[Any] = []
-    with_hidden(result, lambda y: found.append(y) or y)
-    return found[0]
+def _is_named(result: Any) -> bool:
+    return isinstance(result, tuple) and hasattr(result, "_fields")
 
 
 def add_to_block(y: Any, added: Tensor) -> Tensor:
     """A block's hidden state and its branch, which must be of one shape; also a node of graphs."""
     if isinstance(y, Tensor) and not y.is_nested and y.shape == added.shape:
         return y + (added if added.dtype == y.dtype else added.to(y.dtype))
-    got = list(y.shape) if isinstance(y, Tensor) and not y.is_nested else f"a {type(y).__name__}"
     raise CaptureError(
-        f"a block with a branch gives {got} where its hidden state was {list(added.shape)}, so no branch can be added "
-        f"to it; {_REMEDY}"
+        f"a block with a branch gives {_described(y)} where its hidden state was {list(added.shape)}, so no branch can "
+        f"be added to it; {_REMEDY}"
     )
 
 

@@ -190,7 +190,8 @@ def _own_forward(layer: nn.Module, row: LayerRow) -> Refusal | None:
 def why_eager(layer: nn.Module) -> Refusal | None:
     """Why the operator cannot stand for this layer and its branch, whatever the branch; or None."""
     row = row_of(layer)
-    assert row is not None
+    if row is None:
+        return Refusal(f"{plain_class(layer).__qualname__} is no single linear map")
     if refusal := row.eager(layer):
         return refusal
     plain, known = plain_class(layer), _class_of(row, plain_class(layer))

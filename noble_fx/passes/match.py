@@ -12,8 +12,8 @@ from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup
 from noble_fx.errors import Refusal
 from noble_fx.passes.history import Skip
-from noble_fx.sites.site import BLOCK
 from noble_fx.sites.products import Product, product_of
+from noble_fx.sites.site import BLOCK
 from noble_fx.sites.views import parameter_shapes
 
 

@@ -75,7 +75,7 @@ def _is_whole(maps: Iterable[LinearMap], block: str) -> bool:
 def _unwrapped(model: nn.Module, name: str) -> str:
     """The name of the block itself, out of what torch.compile or checkpointing put around it."""
     module = model.get_submodule(name)
-    while (child := next((n for n in module._modules if own_name(f"{name}.{n}", model) == own_name(name, model)), "")):
+    while child := next((n for n in module._modules if own_name(f"{name}.{n}", model) == own_name(name, model)), ""):
         name, module = f"{name}.{child}", module.get_submodule(child)
     return name
 
@@ -136,7 +136,9 @@ def _convolutional(block: nn.Module, inside: Sequence[LinearMap]) -> Refusal | N
     mixes = any(entry.site.role.startswith(_MIXING) and not isinstance(entry.module, _CONVOLUTIONS) for entry in inside)
     if not larger or (mixes and all(isinstance(each, nn.Conv1d) for each in larger)):
         return None
-    return Refusal("a block of convolutions, whose channels may not be the last dimension; scope='linear' is right there")
+    return Refusal(
+        "a block of convolutions, whose channels may not be the last dimension; scope='linear' is right there"
+    )
 
 
 def _width(block: nn.Module, inside: Sequence[LinearMap]) -> int | Refusal:

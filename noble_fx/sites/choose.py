@@ -28,7 +28,9 @@ def choose(
     strict: bool = True,
     taken: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Site, ...]:
-    """One `Site` per map, or with scope="block" per block, with selection, rank and reason; raises `ConfigError` where the user must decide otherwise.
+    """One `Site` per map (or block: scope="block") with selection, rank and reason.
+
+    Raises `ConfigError` where the user must decide otherwise.
 
     Without `strict` an unsuitable layer, a rank too large or an empty choice is a reason in the answer, not an error.
     `taken` gives, by name, layers that are out of the question, with the reason.
@@ -101,9 +103,8 @@ def _nothing_selected(sites: list[Site], config: NobleConfig) -> str:
     if isinstance(config.select, str) and not is_group(config.select):
         known = [site.fqn for site in sites]
         if not any(re.search(config.select, name) for name in known):
-            return (
-                f"select={config.select!r} matches no {_noun(config)}{nearest(config.select, known)}; see noble_fx.sites"
-            )
+            near = nearest(config.select, known)
+            return f"select={config.select!r} matches no {_noun(config)}{near}; see noble_fx.sites"
     reasons = Counter(site.reason for site in sites).most_common(4)
     listed = "; ".join(f"{count} × {reason}" for reason, count in reasons)
     return f"select={config.select!r} leaves no {'block' if config.scope == BLOCK else 'layer'} to augment: {listed}"

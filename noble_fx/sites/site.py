@@ -7,7 +7,6 @@ import weakref
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-
 BLOCK = "block"  # the role of a whole repeated block
 
 

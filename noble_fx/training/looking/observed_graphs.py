@@ -97,7 +97,10 @@ def _sum_with(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """Where a branch's output is added to its layer's, and the node of that one; the passes put views between alone."""
     while len(node.users) == 1:
         (user,) = node.users
-        if getattr(user.target, "__name__", "").split(".")[0] in ("add", "add_to_block") and len(user.all_input_nodes) == 2:
+        if (
+            getattr(user.target, "__name__", "").split(".")[0] in ("add", "add_to_block")
+            and len(user.all_input_nodes) == 2
+        ):
             return user, next(read for read in user.all_input_nodes if read is not node)
         node = user
     return None

@@ -12,12 +12,17 @@ from noble_fx.attach.switched_off import without_branch
 from noble_fx.branches.base import Branch
 from noble_fx.layers.attention import WithProjections
 from noble_fx.layers.base import Augmented
+from noble_fx.layers.block import AroundBlock, hidden_of
 from noble_fx.training.looking.observer import Call, Observer, See, in_place, tell, unseen
 
 
 def layer_observers(layer: Augmented, names: dict[int, str], see: See) -> Iterator[Observer]:
     """What must stand in a layer's methods so that `see` is told of its calls; `names` has its site's name."""
-    if isinstance(layer.noble, Branch):
+    if isinstance(layer, AroundBlock):
+        kept = _Outputs(layer, "without_branch"), _Outputs(layer, "branch_output")
+        yield from kept
+        yield _Block(layer, names[id(layer.noble)], kept, see)
+    elif isinstance(layer.noble, Branch):
         outputs = _Outputs(layer, "branch_output")
         yield outputs
         yield _Layer(layer, names[id(layer.noble)], outputs, see)
@@ -37,7 +42,7 @@ class _Outputs(Observer):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self.run(*args, **kwargs)
-        self.kept.append(output.detach())
+        self.kept.append(hidden_of(output).detach())
         return output
 
 
@@ -57,6 +62,29 @@ class _Layer(Observer):
             base = partial(self.run, *args, **kwargs)
             stages = partial(_stages, layer.noble, base, output)
             tell(self.see, Call(self.site, x, y, lambda: kept or [output()], stages))
+        return y
+
+
+class _Block(Observer):
+    """A block, which is not run again for its own result: it may have kept keys and values."""
+
+    def __init__(self, block: Any, site: str, kept: tuple[_Outputs, _Outputs], see: See):
+        super().__init__(block, "forward")
+        self.site, self.kept, self.see = site, kept, see
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        block: Any = self.module
+        for outputs in self.kept:
+            outputs.kept = []
+        y = self.run(*args, **kwargs)
+        (base, added), self.kept[0].kept, self.kept[1].kept = [outputs.kept for outputs in self.kept], [], []
+        if added and not unseen():
+            x: Any = block.in_stored_dtype(args[0] if args else kwargs[block._input_name])
+
+            def stages() -> list[tuple[str, Tensor]]:
+                return [("base output", base[0]), *block.noble.stages(x)]
+
+            tell(self.see, Call(self.site, x, hidden_of(y), lambda: added, stages))
         return y
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from noble_fx.attach.attach import named_branches
 from noble_fx.errors import ConfigError, shown
+from noble_fx.sites.site import BLOCK
 
 if TYPE_CHECKING:
     from torch.distributed.tensor.parallel.style import ParallelStyle
@@ -34,6 +35,11 @@ def noble_plan(model: nn.Module, plan: Mapping[str, Any]) -> dict[str, ParallelS
 
     if not named_branches(model):
         raise ConfigError("the model carries no branches; call noble_fx.transform first, or parallelize it as it is")
+    if around := next((name for name, branch in named_branches(model).items() if branch.role == BLOCK), None):
+        raise ConfigError(
+            f"the branch around the block {around!r} reads hidden states, of which a plan for its layers says nothing; "
+            "transform with scope='linear' for a plan, or shard the model by fully_shard"
+        )
     if not isinstance(plan, Mapping) or not plan:
         raise ConfigError(f"plan={shown(plan)} must be a dict: names of modules, and a style for each")
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
