@@ -53,6 +53,10 @@ def test_a_share_is_of_the_smaller_side():
         ({"init_base": "yes"}, "init_base='yes' must be True or False"),
         ({"fuse": 1}, "fuse=1 must be True, False or 'require'"),
         ({"fuse": ["require"]}, "must be True, False or 'require'"),
+        ({"scope": "blocks"}, "scope='blocks' is unknown; use one of linear, block"),
+        ({"scope": ["block"]}, r"scope=\['block'\] is unknown"),
+        ({"scope": "block", "select": "ffn"}, "select='ffn' is for scope='linear'"),
+        ({"scope": "block", "init_base": True}, "init_base=True draws the weight beside each branch, and a block has"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):

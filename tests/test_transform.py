@@ -414,3 +414,126 @@ def test_parameters_are_drawn_again_where_there_are_branches_with_values():
         model = type(tiny())()
     with pytest.raises(ConfigError, match=r"on the meta device; call model.to_empty"):
         noble_fx.reset_parameters(noble_fx.transform(model, rank=2))
+
+
+# --- scope="block" ---------------------------------------------------------------------------------------------------
+
+
+def around(**settings):
+    return noble_fx.transform(tiny(), rank=4, seed=0, scope="block", **settings)
+
+
+def test_one_branch_around_each_block():
+    model, plain = loud(around()).double().eval(), tiny().double().eval()
+    for block, other in zip(plain.blocks, model.blocks, strict=True):
+        block.register_forward_hook(lambda _, args, y, branch=other.noble: y + branch(*args))
+    torch.testing.assert_close(model(tokens()), plain(tokens()))
+    assert [(s.fqn, s.kind, s.role, s.rank, s.selected) for s in noble_fx.sites(model)] == [
+        (f"blocks.{i}", "Block", "block", 4, True) for i in range(2)
+    ]
+    assert {s.unfused for s in noble_fx.sites(model)} == {
+        "around a whole block: there is no single linear map to be one operator with"
+    }
+    assert "2 of 2 blocks carry a branch" in str(noble_fx.explain(model))
+
+
+def test_branches_around_blocks_come_off_and_out():
+    model, plain = loud(around()).eval(), tiny().eval()
+    with noble_fx.disabled(model):
+        assert torch.equal(model(tokens()), plain(tokens()))
+    assert not torch.equal(model(tokens()), plain(tokens()))
+    assert noble_fx.remove(model).state_dict().keys() == plain.state_dict().keys()
+    assert torch.equal(model(tokens()), plain(tokens()))
+    assert type(model.blocks[0]) is type(plain.blocks[0])
+
+
+def test_blocks_are_chosen_like_layers():
+    def ranks(**settings):
+        return [site.rank for site in noble_fx.transform(tiny(layers=3), scope="block", dry_run=True, **settings)]
+
+    assert ranks(rank=0.5, select=r"\.[01]$", rank_pattern={"1": 3}) == [8, 3, 0]
+    assert ranks(rank=4, select=["blocks.2"]) == [0, 0, 4]
+    assert ranks(rank=4, select=lambda site: site.fqn != "blocks.2", exclude=["blocks.0"]) == [0, 4, 0]
+    model = tiny(layers=3)
+    chosen = noble_fx.transform(model, rank="4%", scope="block", dry_run=True)
+    assert 0 < sum(site.params for site in chosen) <= 0.04 * sum(p.numel() for p in model.parameters())
+
+
+def test_what_cannot_be_around_a_block_names_the_way_out():
+    for settings, message in (
+        ({"select": ["blocks.7"]}, "'blocks.7', which is no repeated block of this model; nearest: 'blocks"),
+        ({"exclude": "q_proj"}, "exclude='q_proj' matches no repeated block"),
+        ({"rank": 16}, "leaves no block to augment: 2 × rank 16 is not below"),
+        ({"fuse": "require"}, "would have no generated kernels on a GPU: around a whole block"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            noble_fx.transform(tiny(), **{"rank": 4, "scope": "block", **settings})
+    with pytest.raises(ConfigError, match="no repeated blocks; scope='linear'") as error:
+        noble_fx.transform(nn.Sequential(nn.Linear(8, 8)), rank=2, scope="block")
+    assert error.value.advice == {"scope": "linear"}
+    with pytest.raises(ConfigError, match="already carries branches"):
+        noble_fx.transform(around(), rank=2)
+
+
+def test_branches_around_blocks_learn_and_are_saved(tmp_path):
+    model = around()
+    groups = noble_fx.param_groups(model, lr=1e-2)
+    up = next(group for group in groups if any(p is model.blocks[0].noble.up for p in group["params"]))
+    assert up["lr"] == pytest.approx(1e-2 * (16 / 4) ** 0.6)
+    optimizer, losses = torch.optim.AdamW(groups), []
+    for _ in range(8):
+        loss = nn.functional.cross_entropy(model(tokens()).flatten(0, 1), tokens().flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    noble_fx.save(model.eval(), tmp_path / "saved")
+    assert torch.equal(noble_fx.load(tiny(), tmp_path / "saved").eval()(tokens()), model(tokens()))
+    torch.testing.assert_close(noble_fx.fold(model)(tokens()), model(tokens()))
+
+
+def test_branches_around_blocks_are_drawn_again_as_they_were():
+    model, again = around(), around()
+    with torch.no_grad():
+        again.blocks[0].noble.up.zero_()
+    noble_fx.reset_branches(again)
+    assert torch.equal(model.blocks[0].noble.up, again.blocks[0].noble.up)
+    with torch.device("meta"):
+        meta = noble_fx.transform(type(tiny())(), rank=4, seed=0, scope="block")
+    meta.to_empty(device="cpu").load_state_dict(tiny().state_dict(), strict=False)
+    noble_fx.reset_branches(meta)
+    assert torch.equal(meta.eval()(tokens()), model.eval()(tokens()))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_the_fast_path_of_an_encoder_does_not_pass_branches_by(batch_first):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 4, 32, batch_first=batch_first), 2).double().eval()
+    plain, x = copy.deepcopy(encoder), torch.randn(2, 5, 16, dtype=torch.float64)
+    model = loud(noble_fx.transform(encoder, rank=4, scope="block"))
+    expected = x
+    with torch.no_grad():
+        for layer, other in zip(plain.layers, model.layers, strict=True):
+            expected = layer(expected) + other.noble(expected)
+        torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_branches_around_blocks_are_compiled(backend):
+    model = loud(around()).eval()
+    torch.testing.assert_close(torch.compile(model, backend=backend)(tokens()), model(tokens()))
+
+
+def test_ranks_and_places_of_branches_around_blocks_change():
+    model = loud(around()).eval()
+    optimizer = torch.optim.AdamW(noble_fx.param_groups(model, lr=1e-2))
+    before = model(tokens())
+    noble_fx.set_rank(model, 6, optimizer=optimizer)
+    torch.testing.assert_close(model(tokens()), before)
+    noble_fx.remove_branches(model, ["blocks.1"], optimizer=optimizer)
+    assert [site.selected for site in noble_fx.sites(model)] == [True, False]
+    without = model(tokens())
+    (site,) = noble_fx.add_branches(model, ["blocks.1"], rank=5, optimizer=optimizer)
+    assert (site.role, site.rank) == ("block", 5)
+    torch.testing.assert_close(model(tokens()), without)

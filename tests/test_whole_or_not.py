@@ -118,6 +118,15 @@ CASES = {
     "fold fx": (lambda: noble("fx"), lambda model, folder: noble_fx.fold(model)),
     "save": (lambda: noble("modules"), save),
     "export_onnx": (lambda: noble("modules").eval(), export_onnx),
+    **{
+        f"transform around blocks {name}": (
+            lambda name=name: plain(name),
+            lambda model, folder, name=name: noble_fx.transform(
+                model, rank=2, scope="block", capture=name, **EXAMPLES[name]
+            ),
+        )
+        for name in EXAMPLES
+    },
     "explain": (lambda: noble("modules"), lambda model, folder: noble_fx.explain(model)),
     "dry run": (
         plain,

@@ -31,7 +31,7 @@ _IN = ("attention.q", "attention.k", "attention.v", "attention.qkv", "attention.
 _OUT = ("attention.out", "ffn.out", "mixer.out")
 _MIXING = ("attention.", "mixer.")
 _UNFUSED = Refusal("around a whole block: there is no single linear map to be one operator with")
-_CHILDREN = {"_modules", "children", "named_children", "modules", "named_modules", "parameters", "named_parameters"}
+_CHILDREN = {"_modules", "children", "named_children"}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -42,12 +42,11 @@ def at_scope(model: nn.Module, maps: Sequence[LinearMap], scope: str) -> list[Li
 
 def block_maps(model: nn.Module, maps: Sequence[LinearMap]) -> list[LinearMap]:
     """The blocks of `model` in its order, with the width that its linear `maps` tell; a shared one once."""
-    places = [name for name, _ in model.named_modules(remove_duplicate=False)]
-    order = {name: at for at, name in enumerate(places)}
+    blocks = {id(model.get_submodule(name)) for name in _blocks(model, maps)}
     names: dict[int, tuple[nn.Module, list[str]]] = {}
-    for fqn in sorted(_blocks(model, maps), key=order.__getitem__):
-        module = model.get_submodule(fqn)
-        names.setdefault(id(module), (module, []))[1].append(fqn)
+    for fqn, module in model.named_modules(remove_duplicate=False):
+        if id(module) in blocks:
+            names.setdefault(id(module), (module, []))[1].append(fqn)
     return [_block_map(module, tuple(fqns), maps) for module, fqns in names.values()]
 
 

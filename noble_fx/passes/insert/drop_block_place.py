@@ -27,12 +27,15 @@ _EXAMPLE = Example(
 )
 
 
-@rule(*SUMS, example=_EXAMPLE)
-def drop_block_place(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
-    """y + noble_fx::block_branch(x, block)  ->  y"""
-    added: Any = node.args[1] if len(node.args) == 2 else None
+def _fills_a_place(node: fx.Node) -> bool:
+    added: Any = node.args[1] if node.target in SUMS and len(node.args) == 2 else None
     while isinstance(added, fx.Node) and added.target in _CASTS:
         added = added.args[0]
-    if not isinstance(added, fx.Node) or added.target is not BLOCK_BRANCH:
-        return Skip("not the place of a branch")
-    return node.args[0]  # type: ignore[return-value]
+    return isinstance(added, fx.Node) and added.target is BLOCK_BRANCH
+
+
+@rule(where=_fills_a_place, example=_EXAMPLE)
+def drop_block_place(build: Build, node: fx.Node, graph: ModelGraph) -> Answer:
+    """y + noble_fx::block_branch(x, block)  ->  y"""
+    y = node.args[0]
+    return y if isinstance(y, fx.Node) else Skip("a sum with a number")
