@@ -40,6 +40,12 @@ def test_sites_of_a_factory(capsys):
     assert "an output head" in out
 
 
+def test_sites_of_blocks(capsys):
+    assert cli.main(["sites", "tests.models:tiny", "--rank", "4", "--scope", "block", "--json"]) == 0
+    assert [site["fqn"] for site in json.loads(capsys.readouterr().out)] == ["blocks.0", "blocks.1"]
+    assert cli.main(["sites", "tests.models:tiny", "--scope", "layer"]) == 2
+
+
 def test_names_are_whole_in_a_pipe(capsys):
     cli.main(["sites", "tests.test_cli:deep", "--rank", "2", "--select", "all"])
     assert (

@@ -6,7 +6,7 @@ from torch import nn
 
 import noble_fx
 from noble_fx.training.looking.observed import observed
-from tests.models import loud
+from tests.models import Block, loud, tiny, tokens
 
 
 def told(model, *args, **kwargs):
@@ -119,3 +119,36 @@ def test_nested_rows_are_told_in_their_parts():
     ((first, second),) = calls
     torch.testing.assert_close(first, model[0].noble(parts[0]))
     torch.testing.assert_close(second, model[0].noble(parts[1]))
+
+
+class Tupled(Block):
+    """A block that counts its calls, and gives its hidden state first."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x), "cache"
+
+
+def test_a_block_tells_of_its_hidden_state_and_runs_once():
+    torch.manual_seed(0)
+    model = nn.Module()
+    model.layers = nn.ModuleList([Tupled(16)])
+    loud(noble_fx.transform(model, rank=4, scope="block", seed=0)).double().eval()
+    model.forward = lambda x: model.layers[0](x)[0]
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    ((call, added, stages),) = told(model, x)
+    assert model.layers[0].calls == 1
+    assert call.site == "layers.0"
+    torch.testing.assert_close(call.y, model(x))
+    torch.testing.assert_close(stages["base output"] + added[0], call.y)
+    assert list(stages) == ["base output", "h", "σ", "branch"]
+    torch.testing.assert_close(stages["branch"], added[0])
+
+
+def test_numbers_that_stop_being_finite_in_a_block_are_its_own():
+    model = noble_fx.transform(tiny(), rank=4, scope="block", seed=0)
+    model.blocks[1].norm.register_forward_hook(lambda _, args, y: y * torch.inf)
+    found = noble_fx.find_nonfinite(model, tokens())
+    assert (found.place, found.part) == ("blocks.1", "base output")

@@ -98,3 +98,9 @@ def test_a_model_without_branches():
 def test_styles_of_containers_stay():
     style = PrepareModuleInput(input_layouts=Shard(1), desired_input_layouts=Replicate())
     assert isinstance(noble_fx.noble_plan(transformed(), {"blocks.*": style})["blocks.*"], PrepareModuleInput)
+
+
+def test_a_plan_says_nothing_of_branches_around_blocks():
+    model = noble_fx.transform(tiny(), rank=4, scope="block")
+    with pytest.raises(ConfigError, match=r"around the block 'blocks\.0' reads hidden states"):
+        noble_fx.noble_plan(model, {"blocks.*.fc1": ColwiseParallel()})
