@@ -53,7 +53,8 @@ def transform(
     """Add a NOBLE branch to the chosen linear layers; returns the rewritten module, which shares all base parameters.
 
     With `scope="block"` there is one around each chosen block instead. Layers are augmented in place: what comes back
-    is `model` itself. Keyword arguments are the fields of `NobleConfig` and override `config`. With `dry_run` nothing changes and the tuple of `Site`s is returned.
+    is `model` itself. Keyword arguments are the fields of `NobleConfig` and override `config`. With `dry_run` nothing
+    changes and the tuple of `Site`s is returned.
     `example_inputs` (positional) and `example_kwargs` are what `capture="export"` runs the model on; batch and
     sequence sizes stay dynamic unless `dynamic_shapes`, in torch.export's form, says else.
     Raises `ConfigError` or `CaptureError`, each with the remedy; the model is then as it was.
