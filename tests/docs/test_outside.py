@@ -51,7 +51,8 @@ def test_code_is_one_block_of_its_language():
 
 def test_pages_are_added_for_links_and_for_the_navigation(config):
     files = outside.on_files(get_files(config), config)
-    assert {"source/CONTRIBUTING.md", "source/CHANGELOG.md", "source/examples/pretrain/train_gpt.py.md"} <= set(files.src_uris)
+    wanted = {"source/CONTRIBUTING.md", "source/CHANGELOG.md", "source/examples/pretrain/train_gpt.py.md"}
+    assert wanted <= set(files.src_uris)
     assert not [uri for uri in files.src_uris if uri.startswith("source/docs/")]
     (page,) = [page for page in get_navigation(files, config).pages if page.file.src_uri == "source/CHANGELOG.md"]
     assert page.file.content_string.startswith("# Changelog")
