@@ -26,8 +26,8 @@ def config():
 def test_a_link_is_rewritten_for_where_its_page_is():
     page = ROOT / "docs" / "reference" / "look.md"
     text = "[a]({}#L1), [b](../kernels.md), [c](https://x.org), `[d](../../README.md)`, [e](#look)"
-    rewritten = outside.rewritten(text.format("../../examples/train_gpt.py"), page)
-    assert rewritten == text.format("../source/examples/train_gpt.py.md")
+    rewritten = outside.rewritten(text.format("../../examples/pretrain/train_gpt.py"), page)
+    assert rewritten == text.format("../source/examples/pretrain/train_gpt.py.md")
 
 
 def test_a_link_to_the_same_file_from_the_root_leads_into_the_site():
