@@ -27,7 +27,9 @@ import noble_fx
 from noble_fx.codegen.report.kernel_set import dtype_of, resource_table
 from noble_fx.doctor import examine
 from noble_fx.errors import ConfigError, NobleError, printable
-from noble_fx.explain import site_table
+from noble_fx.explaining.account import PLANNED
+from noble_fx.explaining.planned import planned_entries
+from noble_fx.explaining.terminal import map_table, rows
 from noble_fx.model_spec import build_model
 from noble_fx.onnx_export.export import STAGES
 
@@ -167,7 +169,8 @@ def _sites(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps([site.to_dict() for site in sites], indent=2, ensure_ascii=False))
     else:
-        _console().print(site_table(sites))
+        entries = planned_entries(sites, PLANNED, None)
+        _console().print(map_table(rows(entries)))
 
 
 def _explain(args: argparse.Namespace) -> None:

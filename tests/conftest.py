@@ -14,5 +14,5 @@ if not torch.cuda.is_available():
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--refresh-expected", action="store_true", help="write tests/codegen/expected anew instead of comparing with it"
+        "--refresh-expected", action="store_true", help="write the `expected` folders anew instead of comparing with it"
     )

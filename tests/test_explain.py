@@ -28,6 +28,7 @@ def test_the_table_names_every_layer_with_its_reason():
         "32",
         "4",
         "448",
+        "+40.6%",
         "in",
         "a",
         *["repeated", "block"],

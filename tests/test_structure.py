@@ -38,6 +38,7 @@ ROOMS = [
     {"inspect", "diagrams"},
     {"transform"},
     {"checkpoints"},
+    {"explaining"},
     {"training", "checkpoint", "explain", "fold", "pretrained"},
     {"onnx_export"},
     {"__init__"},

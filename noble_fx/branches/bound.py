@@ -65,6 +65,11 @@ class Bound:
         self._shapes = ((r, k), (r,), (n, r), (n,), *(tuple(named[path].shape) for path in form.act))
         self._unchanged: Callable[[], bool] = form.unchanged
 
+    @property
+    def has_down_bias(self) -> bool:
+        """Whether there is a d among its operands."""
+        return self._places[2][1] is not None
+
     def operands(
         self, branch: Any, x: Tensor, weight: Tensor, classes: frozenset[type] = PLAIN_TENSORS
     ) -> list[Any] | None:

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, Refusal
-from noble_fx.passes.history import Step
+from noble_fx.passes.history import History
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.sites.find import LinearMap, find_maps
@@ -94,12 +94,12 @@ class Capture(ABC):
     def check(self, module: nn.Module) -> None:  # noqa: B027  # a graph that takes nothing for granted
         """Raise `CaptureError` where a graph of `graphs` must not be run: for who runs it past the module's forward."""
 
-    def rewrite(self, module: nn.Module, pipeline: str) -> list[Step]:
+    def rewrite(self, module: nn.Module, pipeline: str) -> History:
         """Run a pipeline over each of the module's graphs, in place; each keeps the history."""
-        done: list[Step] = []
+        done = History()
         for graph_module in self.graphs(module).values():
             steps = run_passes(graph_module, PIPELINES[pipeline])
-            graph_module.meta[HISTORY] = (*graph_module.meta.get(HISTORY, ()), *steps)
+            graph_module.meta[HISTORY] = graph_module.meta.get(HISTORY, History()) + steps
             done += steps
         return done
 

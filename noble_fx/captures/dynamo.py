@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from noble_fx import own_code
 from noble_fx.branches.base import branches_with
 from noble_fx.ops.operands import Operands
-from noble_fx.passes.history import Step
+from noble_fx.passes.history import History
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.schema import LINEAR, LINEAR_GROUP
@@ -36,7 +36,7 @@ class CompiledGraph:
     """A graph that was compiled, and the identities of the `down` matrices of the branches in it."""
 
     graph_module: fx.GraphModule
-    history: tuple[Step, ...]
+    history: History
     downs: tuple[int, ...]
 
     @property
@@ -60,12 +60,12 @@ def compile_graph(
     """The backend: run the passes of "compiled" over one of Dynamo's graphs and hand it on."""
     options = dict(options or {})
     then = options.pop("then", "inductor")
-    history: list[Step] = []
+    history = History()
     for body in _with_bodies(graph_module) if _calls(graph_module) else ():
         history += run_passes(body, PIPELINES["compiled"])
     placeholders, calls = _placeholders(graph_module), _calls(graph_module)
     places = [placeholders.index(down) for call in calls for down in call if down in placeholders]
-    kept = CompiledGraph(_copy(graph_module), tuple(history), ()) if places else None
+    kept = CompiledGraph(_copy(graph_module), history, ()) if places else None
     if then != "inductor":
         inner = torch._dynamo.lookup_backend(then) if isinstance(then, str) else then
         settings = {"mode": mode, "options": options}

@@ -53,7 +53,7 @@ from noble_fx.captures.torch_export import (
 )
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, Refusal
-from noble_fx.passes.history import Step
+from noble_fx.passes.history import History
 from noble_fx.passes.pipeline import PIPELINES
 from noble_fx.passes.rule import run_passes
 from noble_fx.sites.choose import choose
@@ -115,7 +115,7 @@ class Export(Capture):
     def graphs(self, module: Any) -> dict[str, fx.GraphModule]:
         return dict(module.noble_modules)
 
-    def rewrite(self, module: Any, pipeline: str) -> list[Step]:
+    def rewrite(self, module: Any, pipeline: str) -> History:
         steps = super().rewrite(module, pipeline)
         for check in module.noble_checks.values():
             check.take_branches(module)

@@ -26,6 +26,7 @@ from noble_fx.captures.in_place import OverUsersClass, enter_class
 from noble_fx.captures.portable import run_portable
 from noble_fx.errors import CaptureError
 from noble_fx.exporting import leaves_this_process
+from noble_fx.passes.history import History
 
 MODES = ("train", "eval")
 _OWN = frozenset(("noble_modules", "noble_graphs", "noble_call", "noble_checks"))
@@ -77,7 +78,7 @@ class Held:
 
     captured: Captured
     running: dict[str, fx.Graph]
-    history: dict[str, tuple[Any, ...]]
+    history: dict[str, History]
 
 
 class ExportedModel(OverUsersClass, nn.Module):
@@ -149,18 +150,18 @@ class ExportedModel(OverUsersClass, nn.Module):
         return _OWN
 
 
-def use_graphs(model: ExportedModel, graphs: dict[str, fx.Graph], history: dict[str, tuple[Any, ...]]) -> None:
+def use_graphs(model: ExportedModel, graphs: dict[str, fx.Graph], history: dict[str, History]) -> None:
     """Run these from now on, one per mode."""
     constants, modules = model.noble_graphs.constants, {}
     for mode, graph in graphs.items():
         modules[mode] = GraphOverTree(model, graph, constants, f"Exported{mode.capitalize()}")
-        modules[mode].meta[HISTORY] = history.get(mode, ())
+        modules[mode].meta[HISTORY] = history.get(mode, History())
     vars(model)["noble_modules"] = modules
 
 
-def histories(model: ExportedModel) -> dict[str, tuple[Any, ...]]:
+def histories(model: ExportedModel) -> dict[str, History]:
     """What the passes did to each running graph."""
-    return {mode: module.meta.get(HISTORY, ()) for mode, module in model.noble_modules.items()}
+    return {mode: module.meta.get(HISTORY, History()) for mode, module in model.noble_modules.items()}
 
 
 def _move(model: ExportedModel, device: torch.device) -> None:

@@ -21,7 +21,7 @@ from noble_fx.config import NobleConfig
 from noble_fx.errors import Refusal
 from noble_fx.exporting import leaves_this_process
 from noble_fx.layers.registry import projections
-from noble_fx.passes.history import Step
+from noble_fx.passes.history import History
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import LinearMap, find_maps
 from noble_fx.sites.flow import flow_roles
@@ -34,7 +34,7 @@ class Running:
 
     graph: fx.Graph
     assumed: Assumed
-    history: tuple[Any, ...] = ()
+    history: History = History()  # noqa: RUF009  # it never changes
 
 
 class CapturedModel(OverUsersClass, fx.GraphModule):
@@ -71,10 +71,10 @@ class CapturedModel(OverUsersClass, fx.GraphModule):
         return code
 
     def noble_copied(self) -> Running:
-        return Running(copy.deepcopy(self.graph), self.noble_check.as_now(), self.meta.get(HISTORY, ()))
+        return Running(copy.deepcopy(self.graph), self.noble_check.as_now(), self.meta.get(HISTORY, History()))
 
     def noble_written(self) -> Any:
-        return write_graph(self.graph), self.noble_check.as_now(), self.meta.get(HISTORY, ())
+        return write_graph(self.graph), self.noble_check.as_now(), self.meta.get(HISTORY, History())
 
     @staticmethod
     def noble_read(model: nn.Module, written: Any) -> Running:
@@ -144,7 +144,7 @@ class Fx(Capture):
     def check(self, module: Any) -> None:
         module.noble_check()
 
-    def rewrite(self, module: Any, pipeline: str) -> list[Step]:
+    def rewrite(self, module: Any, pipeline: str) -> History:
         steps = super().rewrite(module, pipeline)
         module.noble_check.take_branches(module)
         return steps

@@ -12,6 +12,8 @@ import torch
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CheckpointError, ConfigError, printable
 from noble_fx.files import existing_file, read_json
+from noble_fx.sites.from_file import read_entries, wrong_site
+from noble_fx.sites.site import Site
 
 CONFIG = "noble_config.json"
 FORMAT = 1
@@ -20,11 +22,13 @@ MADE_BY = "a folder made by noble_fx.save has one"
 
 @dataclass(frozen=True)
 class Described:
-    """What the file says: settings, example inputs of an exported model or None, extra state by name."""
+    """What the file says: settings, inputs of an exported model or None, extra state by name, the chosen sites."""
 
     config: NobleConfig
     inputs: dict[str, Any] | None
     extra: dict[str, Any]
+    sites: Any = ()  # as they are written: `load` finds its own
+    versions: Any = None
 
 
 def write(file: Path, config: dict[str, Any], sites: list[dict[str, Any]], extra: dict[str, Any], inputs: Any) -> None:
@@ -62,9 +66,17 @@ def read(folder: Path) -> Described:
         if not isinstance(value, dict):
             raise _not_ours(path, f"{name!r} is {value!r:.60}, which is no dictionary")
     try:
-        return Described(NobleConfig.from_dict(described["config"]), inputs, extra)
+        config = NobleConfig.from_dict(described["config"])
     except ConfigError as error:
         raise _not_ours(path, str(error)) from error
+    return Described(config, inputs, extra, described.get("sites", []), described.get("versions"))
+
+
+def read_sites(folder: Path, described: Described) -> tuple[Site, ...]:
+    """The sites with a branch, as the file lists them; raises `CheckpointError` where the list is damaged."""
+    if wrong := wrong_site(described.sites):
+        raise _not_ours(folder / CONFIG, wrong)
+    return read_entries(described.sites)
 
 
 def _not_ours(path: Path, reason: str) -> CheckpointError:

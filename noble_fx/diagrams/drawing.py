@@ -8,6 +8,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from noble_fx.diagrams.site_graph import CONTAINS, SELECTED, SHARES
+from noble_fx.sites.patterns import ranges
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -106,17 +107,7 @@ def _label(holder: str, names: list[str], every_number: bool) -> str:
     parts = [_part(holder, name) for name in names]
     if len(parts) == 1:
         return parts[0] or "the whole model"
-    return "*" if every_number else ", ".join(_ranges(parts))
-
-
-def _ranges(numbers: list[str]) -> Iterator[str]:
-    """0, 1, 2, 5 as 0–2, 5."""
-    start = before = numbers[0]
-    for number in [*numbers[1:], ""]:
-        if not number or int(number) != int(before) + 1:
-            yield start if start == before else f"{start}–{before}"
-            start = number
-        before = number
+    return "*" if every_number else ", ".join(ranges(parts))
 
 
 def _content(graph: nx.DiGraph, name: str) -> Any:

@@ -131,9 +131,9 @@ def rewrite(program: ExportedProgram, pipeline: str) -> tuple[ExportedProgram, l
     module: Any = program.module(check_guards=False)
     steps = run_passes(module, passes)
     if all(step.skipped for step in steps):
-        return program, steps
+        return program, list(steps)
     args, kwargs = program.example_inputs
-    return export_program(module, args, kwargs, _same_shapes(program)), steps
+    return export_program(module, args, kwargs, _same_shapes(program)), list(steps)
 
 
 def lower(program: ExportedProgram) -> ExportedProgram:

@@ -37,6 +37,9 @@ class Gpu(NamedTuple):
     descriptors: bool = False
 
 
+_ELSEWHERE = Gpu("cuda", SHARED_BYTES["sm_80"])  # what is asked about where there is no GPU
+
+
 def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype, shape: tuple[int, int] | None = None) -> Refusal | None:
     """Why a branch with this σ has no generated kernels on a GPU, or None. Needs no GPU.
 
@@ -44,7 +47,7 @@ def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype, shape: tuple[int,
     """
     if not have_triton():
         return Refusal("triton is not installed")
-    kernels = _kernels(Layer(rank, (rank,), rank, act_key, dtype, dtype), Gpu("cuda", SHARED_BYTES["sm_80"]), False)
+    kernels = _kernels(Layer(rank, (rank,), rank, act_key, dtype, dtype), _ELSEWHERE, False)
     if isinstance(kernels, Refusal):
         return kernels
     for (layer, device), reason in _refused.items():
@@ -65,6 +68,12 @@ def _kernels(layer: Layer, gpu: Gpu, tf32: bool) -> LayerKernels | Refusal:
         return Refusal(str(error))
     except Exception as error:  # PyTorch operators are right where this package's own generator fails
         return Refusal(f"{type(error).__name__} while its kernels were generated: {error}; please report it")
+
+
+def kernels_on(device: torch.device, layer: Layer) -> LayerKernels | Refusal:
+    """The kernels of a layer on this device, and where it runs none those that an sm_80 would have; or why none."""
+    gpu = gpu_of(device)
+    return _kernels(layer, gpu or _ELSEWHERE, gpu is not None and layer.dtype == torch.float32 and tf32_products())
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,39 @@ class Step:
     skipped: str = ""  # the reason, empty when rewritten
 
 
+class History(tuple[Step, ...]):
+    """The steps of every pass over one graph, in order; `before` counts the operators that it had before them."""
+
+    before: dict[str, int] | None
+
+    def __new__(cls, steps: Iterable[Step] = (), before: dict[str, int] | None = None) -> History:
+        history = super().__new__(cls, steps)
+        history.before = before
+        return history
+
+    def __add__(self, later: Any) -> History:
+        before = self.before if self.before is not None else getattr(later, "before", None)
+        return History((*self, *later), before)
+
+
+def operators(graph_module: fx.GraphModule) -> dict[str, int]:
+    """How often a graph, bodies included, calls each operator, module class and method; the most frequent first."""
+    graphs = [module for module in graph_module.modules() if isinstance(module, fx.GraphModule)]
+    names = [_operator(node, graph) for graph in graphs for node in graph.graph.nodes if node.op.startswith("call_")]
+    return dict(Counter(names).most_common())
+
+
+def _operator(node: fx.Node, graph_module: fx.GraphModule) -> str:
+    target: Any = node.target
+    if node.op == "call_module":
+        return type(graph_module.get_submodule(target)).__name__
+    if node.op == "call_method":
+        return f".{target}"
+    if callable(getattr(target, "name", None)):  # an operator of torch's: "aten::mm"
+        return str(target.name())
+    return str(getattr(target, "__name__", target))
+
+
 @dataclass(frozen=True)
 class Program:
     """One graph of a model, the sites it touches, and the history of the passes that made it."""
@@ -48,6 +83,16 @@ class Program:
 
     def __str__(self) -> str:
         return str(self.graph_module.graph)
+
+    @property
+    def operators(self) -> dict[str, int]:
+        """How often the graph calls each operator, module class and method."""
+        return operators(self.graph_module)
+
+    @property
+    def operators_before(self) -> dict[str, int] | None:
+        """The same of the graph as it was captured; None where nothing was noted."""
+        return getattr(self.history, "before", None)
 
     @property
     def groups(self) -> tuple[int, ...]:

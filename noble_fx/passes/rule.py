@@ -21,7 +21,7 @@ from torch import fx
 from noble_fx.passes.build import Build
 from noble_fx.passes.dump import Note, dumped
 from noble_fx.passes.example import Example
-from noble_fx.passes.history import Changed, Skip, Step
+from noble_fx.passes.history import Changed, History, Skip, Step, operators
 from noble_fx.passes.match import ModelGraph
 
 Answer = fx.Node | dict[fx.Node, fx.Node] | Changed | Skip
@@ -83,18 +83,19 @@ class Pipeline:
         return any(rule.matches(node, graph) for node in graph_module.graph.nodes for rule in self.rules)
 
 
-def run_passes(graph_module: fx.GraphModule, passes: Pipeline | Sequence[Rule]) -> list[Step]:
+def run_passes(graph_module: fx.GraphModule, passes: Pipeline | Sequence[Rule]) -> History:
     """Run each pass over the whole graph, in order; returns the history. The graph is linted and recompiled.
 
     Raises `RuntimeError` for a pipeline that is to run until it is stable and never is.
     """
     pipeline = passes if isinstance(passes, Pipeline) else Pipeline(tuple(passes))
     run = _until_stable if pipeline.until_stable else _once
+    before = operators(graph_module)
     with dumped(graph_module, pipeline.name) as note:
-        history = run(graph_module, pipeline.rules, note) + _once(graph_module, pipeline.cleanup, note)
+        steps = run(graph_module, pipeline.rules, note) + _once(graph_module, pipeline.cleanup, note)
     graph_module.graph.lint()
     graph_module.recompile()
-    return history
+    return History(steps, before)
 
 
 def _once(graph_module: fx.GraphModule, rules: Sequence[Rule], note: Note) -> list[Step]:

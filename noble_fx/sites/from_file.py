@@ -46,8 +46,8 @@ def read_account(path: str | Path) -> dict[str, Any]:
             raise _unreadable(path, f"{name!r} is missing")
         if not _fits(account[name], hint):
             raise _unreadable(path, f"{name!r} is {account[name]!r:.60}, which is no {_name(hint)}")
-    for entry in account["sites"]:
-        _check_site(entry, path)
+    if wrong := wrong_site(account["sites"]):
+        raise _unreadable(path, wrong)
     return account
 
 
@@ -58,7 +58,12 @@ def read_sites(path: str | Path) -> tuple[Site, ...]:
 
 def sites_of(account: dict[str, Any]) -> tuple[Site, ...]:
     """The linear maps that an account lists."""
-    return tuple(_site(entry) for entry in account["sites"])
+    return read_entries(account["sites"])
+
+
+def read_entries(entries: list[dict[str, Any]]) -> tuple[Site, ...]:
+    """The sites of what `Site.to_dict` wrote, where `wrong_site` has nothing against it."""
+    return tuple(map(_site, entries))
 
 
 def _account_text(path: Path) -> str:
@@ -99,15 +104,23 @@ def _site(entry: dict[str, Any]) -> Site:
     return Site(**(values | lists))
 
 
-def _check_site(entry: dict[str, Any], path: Path) -> None:
+def wrong_site(entries: Any) -> str:
+    """What is wrong with a list of sites that was read from JSON; "" where nothing is."""
+    if not _fits(entries, list[dict[str, Any]]):
+        return f"'sites' is {entries!r:.60}, which is no list"
+    return next(filter(None, map(_wrong_with, entries)), "")
+
+
+def _wrong_with(entry: dict[str, Any]) -> str:
     name = f"site {entry.get('fqn', '')!r:.60}"
     for field in _FIELDS.values():
         if field.name in entry:
             if not _fits(entry[field.name], _HINTS[field.name]):
                 value = f"{entry[field.name]!r:.60}"
-                raise _unreadable(path, f"{field.name!r} of {name} is {value}, which is no {_name(_HINTS[field.name])}")
+                return f"{field.name!r} of {name} is {value}, which is no {_name(_HINTS[field.name])}"
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise _unreadable(path, f"{field.name!r} of {name} is missing")
+            return f"{field.name!r} of {name} is missing"
+    return ""
 
 
 def _fits(value: Any, hint: Any) -> bool:

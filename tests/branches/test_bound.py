@@ -1,8 +1,10 @@
 """What the operator is given of a branch, and when it is given nothing."""
 
+import pytest
 import torch
 from torch import nn
 
+import noble_fx
 from noble_fx import NobleBranch, NobleConfig
 
 X, WEIGHT = torch.randn(3, 8), torch.randn(6, 8)
@@ -61,3 +63,9 @@ def test_nothing_for_a_copy_that_shares_it():
     assert replica.bound is branch.bound
     assert branch.bound.operands(replica, X, WEIGHT) is None
     assert branch.bound.operands(branch, X, WEIGHT) is not None
+
+
+@pytest.mark.parametrize(("preset", "has"), [("paper", False), ("reference", True)])
+def test_it_says_whether_there_is_a_d(preset, has):
+    (layer,) = noble_fx.transform(torch.nn.Sequential(torch.nn.Linear(8, 8)), rank=2, preset=preset)
+    assert layer.noble.bound.has_down_bias is has

@@ -38,7 +38,9 @@ def test_explain_reads_the_account(written):
     assert f"torch {torch.__version__}" in text
     assert "noble_fx::linear" not in text
     assert explanation.base_params == noble_fx.explain(model).base_params
-    assert explanation.to_dict()["sites"] == [site.to_dict() for site in noble_fx.sites(model)]
+    for told, site in zip(explanation.to_dict()["sites"], noble_fx.sites(model), strict=True):
+        assert told == told | site.to_dict()
+    assert explanation.branch_flops == noble_fx.explain(model).branch_flops
     assert explanation.acts == noble_fx.explain(model).acts
     assert explanation.to_networkx().nodes["blocks.0.fc1"]["sigma"] == "cosnet"
     assert 'subgraph g0["Tiny in model.onnx"]' in explanation.to_mermaid()

@@ -52,4 +52,4 @@ def test_there_and_back(settings):
 def test_once_apart_there_is_nothing_to_do():
     model = attention()
     run_passes(model, [split_group])
-    assert run_passes(model, [split_group]) == []
+    assert run_passes(model, [split_group]) == ()
