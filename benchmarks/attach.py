@@ -19,7 +19,7 @@ from rich.table import Table
 from torch import nn
 
 import noble_fx
-from benchmarks.interleaved import machine
+from noble_fx.interleaved import machine
 
 RANK = 64
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

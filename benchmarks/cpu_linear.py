@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.interleaved import Timing, interleave, machine
 from noble_fx import NobleLinear
+from noble_fx.interleaved import Timing, interleave, machine
 
 # (K, N, r, tokens); the first is the one that the project holds itself to.
 SHAPES = [(768, 768, 64, 512), (768, 3072, 64, 512), (3072, 768, 64, 512), (1024, 1024, 64, 512)]

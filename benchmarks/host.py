@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 import noble_fx
 from benchmarks.cpu_linear import ByHand
-from benchmarks.interleaved import Timing, interleave, machine
 from benchmarks.stubbed import launches_stubbed
 from noble_fx import schema
+from noble_fx.interleaved import Timing, interleave, machine
 from noble_fx.ops.operands import Operands
 
 WIDTH, RANK, ROWS = 64, 16, 4

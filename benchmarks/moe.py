@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import noble_fx
-from benchmarks.interleaved import Timing, interleave, machine
+from noble_fx.interleaved import Timing, interleave, machine
 
 TOKENS, TOP_K, HIDDEN, INNER, RANK = 1024, 2, 256, 128, 16
 COUNTS = (8, 64)

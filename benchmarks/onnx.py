@@ -31,8 +31,8 @@ from torch.nn import functional as F
 
 import noble_fx
 from benchmarks.cpu_linear import ByHand
-from benchmarks.interleaved import Timing, interleave, machine
 from noble_fx.demo.byte_gpt import Attention, Block, ByteGPT
+from noble_fx.interleaved import Timing, interleave, machine
 from noble_fx.runtime import OnnxModel
 
 

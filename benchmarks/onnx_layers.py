@@ -24,8 +24,8 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks import openvino_model
-from benchmarks.interleaved import machine
 from benchmarks.onnx import NAMES, export_forms, timed, version
+from noble_fx.interleaved import machine
 from noble_fx.runtime import OnnxModel
 
 # (widths of one link, rank, links): a chain is long enough that its weights do not stay in the caches.

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 import noble_fx
 from benchmarks.cpu_linear import ByHand
-from benchmarks.interleaved import Timing, interleave, machine
 from noble_fx.demo.byte_gpt import ByteGPT
+from noble_fx.interleaved import Timing, interleave, machine
 
 # (layers, width, rank), a batch of sequences
 SIZES = [(4, 128, 16), (4, 512, 64)]

@@ -12,17 +12,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from noble_fx.errors import ConfigError
+from noble_fx.errors import ConfigError, printable
 
 
 def build_model(spec: str, device: str = "meta") -> nn.Module:
     """The model of `package.module:factory` or `hf:CONFIG.json`, on `device`; raises `ConfigError`."""
+    if is_written(spec):
+        raise ConfigError(
+            f"{printable(spec)} is a file or folder, which holds no model's code: give package.module:factory or "
+            "hf:CONFIG.json; sites and explain read such files, and export takes weights with --weights FOLDER"
+        )
     with torch.device(device):
         if spec.startswith("hf:"):
             return _from_hugging_face(Path(spec.removeprefix("hf:")))
         module_name, colon, factory_name = spec.partition(":")
         if not colon:
-            raise ConfigError(f"model {spec!r} must be package.module:factory or hf:CONFIG.json")
+            raise ConfigError(
+                f"model {spec!r} must be package.module:factory or hf:CONFIG.json; sites and explain also take "
+                "FILE.onnx, or a folder of noble_fx.save"
+            )
         sys.path.insert(0, os.getcwd())
         try:
             factory = getattr(importlib.import_module(module_name), factory_name)
@@ -36,6 +44,11 @@ def build_model(spec: str, device: str = "meta") -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{spec} gave {type(model).__name__}, not an nn.Module")
     return model
+
+
+def is_written(spec: str) -> bool:
+    """Whether it names what can be explained without the model: FILE.onnx, or a folder."""
+    return spec.endswith(".onnx") or os.path.isdir(spec)
 
 
 def _made(factory: Any, spec: str) -> Any:

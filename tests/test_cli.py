@@ -7,6 +7,7 @@ import torch
 import noble_fx
 from noble_fx import cli
 from noble_fx.branches import kinds
+from noble_fx.model_spec import build_model
 from tests.samples import long
 
 ROOT = Path(__file__).parents[1]
@@ -144,7 +145,7 @@ def test_export_writes_verifies_and_reads_back(capsys, tmp_path):
 def test_export_of_saved_weights_from_a_config(capsys, config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 1}))
     torch.manual_seed(0)
-    model = noble_fx.transform(cli.build_model(config, device="cpu"), rank=4, select="ffn")
+    model = noble_fx.transform(build_model(config, device="cpu"), rank=4, select="ffn")
     noble_fx.save(model, tmp_path / "saved")
     out = tmp_path / "m.onnx"
     arguments = ["export", config, "--weights", str(tmp_path / "saved"), "--out", str(out), "--functions"]
@@ -160,7 +161,9 @@ def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    assert all(name in text for name in ("demo", "sites", "explain", "export", "kernels", "doctor"))
+    assert all(
+        name in text for name in ("demo", "sites", "explain", "export", "kernels", "bench", "doctor", "completion")
+    )
 
 
 KERNELS = ["kernels", "--in", "64", "--out", "48", "--rank", "8"]

@@ -2,12 +2,13 @@
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from noble_fx.errors import ConfigError
-from noble_fx.model_spec import build_model
+from noble_fx.model_spec import build_model, is_written
 
 
 def test_a_factory_is_called_on_the_device():
@@ -41,3 +42,15 @@ def test_what_names_no_model_is_one_error(spec, message):
     with pytest.raises(ConfigError) as error:
         build_model(spec)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("spec", ["m.onnx", "tests"])
+def test_a_file_holds_no_code(spec, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    assert is_written(spec)
+    with pytest.raises(ConfigError, match=f"{spec} is a file or folder, which holds no model's code"):
+        build_model(spec)
+
+
+def test_a_factory_is_no_file():
+    assert not is_written("tests.models:tiny")

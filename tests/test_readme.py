@@ -63,6 +63,7 @@ def test_commands_exist_or_run(command, monkeypatch, capsys, tmp_path):
             "kernels": "def bottleneck_forward(",
             "export": "largest error",
             "doctor": "agrees with float64",
+            "bench": "by hand",
         }
         assert shown.get(arguments[0], "ffn.in") in capsys.readouterr().out
 

@@ -16,6 +16,7 @@ ROOMS = [
         "exporting",
         "files",
         "imports",
+        "interleaved",
         "own_code",
         "random_states",
         "schema",
@@ -42,7 +43,7 @@ ROOMS = [
     {"training", "checkpoint", "explain", "fold", "pretrained"},
     {"onnx_export"},
     {"__init__"},
-    {"demo", "doctor", "model_spec"},
+    {"bench", "demo", "doctor", "model_spec"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(ROOMS) for name in names}

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.effect.arms import WEIGHT_DECAY
 from benchmarks.effect.run import BETAS, CLIP, DIVERGED, Record, Run
 from benchmarks.effect.tasks import TASKS
-from benchmarks.interleaved import machine
+from noble_fx.interleaved import machine
 
 PACE = "pace.json"
 

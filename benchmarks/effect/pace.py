@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.effect.arms import ARMS
 from benchmarks.effect.tasks import Task
-from benchmarks.interleaved import interleave
+from noble_fx.interleaved import interleave
 
 PLAIN = "plain"
 RATE = 1e-3  # of no account to what a step takes

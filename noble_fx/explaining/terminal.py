@@ -34,7 +34,7 @@ class Report:
         title, *lines = head(self.account)
         yield _styled(title, "bold")
         yield from map(plain, lines)
-        yield from _map_lines(rows(self.account.entries), options.max_width)
+        yield from map_rows(rows(self.account.entries), options.max_width)
         yield from map(plain, history(self.account.graphs))
 
 
@@ -147,17 +147,17 @@ def _ways(kernels: Iterable[KernelAccount]) -> Iterator[str]:
 # --- the maps --------------------------------------------------------------------------------------------------------
 
 
-def _map_lines(shown: list[Row], width: int) -> Iterator[Any]:
+def map_rows(shown: list[Row], width: int) -> Iterator[Any]:
+    """The rows as a table, or where there is no room for one as paragraphs."""
     if width >= NARROW:
-        yield map_table(shown)
+        yield _table(shown)
         return
     for row in shown:
         yield _styled(f"{row.name} ×{row.times}", _style(row.entry) or "bold")
         yield from (_styled(f"  {line}", _style(row.entry)) for line in _paragraph(row))
 
 
-def map_table(shown: list[Row]) -> Table:
-    """The rows as a table."""
+def _table(shown: list[Row]) -> Table:
     made = table(header_style="bold", padding=(0, 1))
     for name in ("layer", "×", "role", "kind", "K → N", "rank", "params", "FLOPs", "reason"):
         right = name in ("×", "rank", "params", "FLOPs")
