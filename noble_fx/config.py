@@ -1,7 +1,7 @@
 """What a user can choose: the published recipes (`NoblePreset`) and one transform's settings (`NobleConfig`).
 
 The numbers of the presets come from arXiv 2603.06492 (`paper`: the text's appendix) and from its author's
-code (`reference`); the two differ.
+code (`reference`); the two differ. `flat` is ours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCOPES = ("linear", "block")
 
 @dataclass(frozen=True)
 class NoblePreset:
-    """One published recipe: which biases exist, how a branch is drawn, and how fast each part learns.
+    """One recipe: which biases exist, how a branch is drawn, and how fast each part learns.
 
     A learning-rate multiplier `(min(K, N) / r) ** exponent` belongs to U and to M, a constant to the rest.
     """
@@ -98,6 +98,17 @@ PRESETS = {
         lr_scale=5.0,
         lr_shift=3.0,
         decay_frequency=True,
+    ),
+    # Ours, not published: the paper's branch, every part of it at the base's rate (docs/effect.md).
+    "flat": NoblePreset(
+        "flat",
+        down_bias=False,
+        mixer_bias=False,
+        mixer_init="xavier_uniform",
+        lr_up_exponent=0.0,
+        lr_mixer_exponent=0.0,
+        lr_frequency=1.0,
+        lr_phase=1.0,
     ),
 }
 

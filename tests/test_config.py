@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 
@@ -130,6 +131,11 @@ def test_a_config_with_a_lambda_can_be_pickled():
     again = pickle.loads(pickle.dumps(NobleConfig(act=lambda rank: nn.GELU(), rank=8)))
     assert again.rank == 8
     assert "lambda" in again.act
+
+
+def test_flat_is_the_papers_branch_without_multipliers():
+    multipliers = {"lr_up_exponent": 0.6, "lr_mixer_exponent": 0.45, "lr_frequency": 3.0, "lr_phase": 5.0}
+    assert dataclasses.replace(PRESETS["flat"], name="paper", **multipliers) == PRESETS["paper"]
 
 
 def test_the_published_numbers():

@@ -7,7 +7,7 @@ or is an `absolute` rate, by the role of the parameter: up is U, mixer M, freque
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,9 +15,7 @@ from torch import nn
 
 import noble_fx
 from benchmarks.effect.tasks import Task
-from noble_fx.config import PRESETS
 
-FLAT = replace(PRESETS["paper"], name="flat", lr_up_exponent=0.0, lr_mixer_exponent=0.0, lr_frequency=1.0, lr_phase=1.0)
 WEIGHT_DECAY = 0.1
 
 
@@ -97,11 +95,19 @@ ARMS = {
         Arm("paper, ω φ absolute", {}, absolute={"frequency": 3e-3, "phase": 5e-3}),
         Arm("paper, U M absolute", {}, absolute={"up": 4e-3, "mixer": 3e-3}),
         # No multiplier at all.
-        Arm("flat", {"preset": FLAT}),
-        Arm("flat, init_base", {"preset": FLAT}, init_base=True),
-        *(Arm(f"flat, {act}", {"preset": FLAT, "act": act}) for act in ("identity", "gelu", "gelu_net", "cos")),
+        Arm("flat", {"preset": "flat"}),
+        Arm("flat, init_base", {"preset": "flat"}, init_base=True),
+        *(Arm(f"flat, {act}", {"preset": "flat", "act": act}) for act in ("identity", "gelu", "gelu_net", "cos")),
         # Where the branches are.
-        Arm("flat, attention", {"preset": FLAT, "select": "attention"}),
-        Arm("flat, ffn", {"preset": FLAT, "select": "ffn"}),
+        Arm("flat, attention", {"preset": "flat", "select": "attention"}),
+        Arm("flat, ffn", {"preset": "flat", "select": "ffn"}),
+        # One branch around a block.
+        Arm("paper, block", {"scope": "block"}),
+        Arm("flat, block", {"preset": "flat", "scope": "block"}),
+        Arm("paper, gelu, block", {"act": "gelu", "scope": "block"}),
+        Arm("paper, gelu, block, r = C/2", {"act": "gelu", "scope": "block", "rank": 0.5}),
+        # What came out best, varied once more.
+        Arm("paper, gelu, U × 0.5", {"act": "gelu"}, scaled=_scaled(0.5, *_MATRICES)),
+        Arm("paper, gelu_net, U M × 0.5", {"act": "gelu_net"}, scaled=_scaled(0.5, *_MATRICES)),
     )
 }

@@ -205,6 +205,7 @@ TASKS = {
     for task in (
         Task("bytes128", "bytes", width=128, layers=2, heads=4, batch_size=8, length=64),
         Task("bytes256", "bytes", width=256, layers=2, heads=8, batch_size=8, length=64),
+        Task("demo", "bytes", width=128, layers=4, heads=4, batch_size=16, length=128),  # what `noble-fx demo` trains
         Task("masked128", "masked", width=128, layers=2, heads=4, batch_size=8, length=64),
         Task("digits", "digits", width=64, layers=2, heads=4, batch_size=32, length=16),
         Task("digits-mixup", "digits", width=64, layers=2, heads=4, batch_size=32, length=16, mixup=0.4),

@@ -59,7 +59,7 @@ def add_layer(
         command.add_argument(flag, type=int, default=size, dest=field, metavar=letter, help=f"default: {size}")
     command.add_argument("--rank", type=int, default=64, help="default: 64")
     command.add_argument("--dtype", default=dtype, help=f"bf16, fp16 or fp32 (default: {dtype})")
-    command.add_argument("--preset", default="paper", help="paper or reference (default: paper)")
+    command.add_argument("--preset", default="paper", help=f"{', '.join(noble_fx.PRESETS)} (default: paper)")
     command.add_argument("--no-bias", action="store_true", help="a layer without a bias of its own")
 
 

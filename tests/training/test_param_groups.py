@@ -28,9 +28,10 @@ def by_parameter(model: nn.Module, groups: list[dict]) -> dict[str, dict]:
     [
         ("paper", {"up": 4**0.6, "act.mixer.weight": 4**0.45, "act.first.frequency": 3, "act.second.phase": 5}),
         ("reference", {"up": 4**0.4, "act.mixer.weight": 4**0.5, "act.first.frequency": 2, "act.second.phase": 4}),
+        ("flat", {"up": 1, "act.mixer.weight": 1, "act.first.frequency": 1, "act.second.phase": 1}),
     ],
 )
-def test_multipliers_are_the_published_ones(preset, expected):
+def test_multipliers_are_the_presets(preset, expected):
     model = noble_fx.transform(tiny(), rank=4, preset=preset)
     found = by_parameter(model, noble_fx.param_groups(model, lr=0.5, weight_decay=0.1))
     for name, multiplier in expected.items():
