@@ -98,7 +98,7 @@ class Capture(ABC):
         """Run a pipeline over each of the module's graphs, in place; each keeps the history."""
         done = History()
         for graph_module in self.graphs(module).values():
-            steps = run_passes(graph_module, PIPELINES[pipeline])
+            steps = run_passes(graph_module, PIPELINES[pipeline], listed=True)
             graph_module.meta[HISTORY] = graph_module.meta.get(HISTORY, History()) + steps
             done += steps
         return done

@@ -62,7 +62,7 @@ def compile_graph(
     then = options.pop("then", "inductor")
     history = History()
     for body in _with_bodies(graph_module) if _calls(graph_module) else ():
-        history += run_passes(body, PIPELINES["compiled"])
+        history += run_passes(body, PIPELINES["compiled"], listed=body is graph_module)
     placeholders, calls = _placeholders(graph_module), _calls(graph_module)
     places = [placeholders.index(down) for call in calls for down in call if down in placeholders]
     kept = CompiledGraph(_copy(graph_module), history, ()) if places else None

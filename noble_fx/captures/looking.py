@@ -61,5 +61,5 @@ def _exported(model: nn.Module, sites: tuple[Site, ...], examples: Examples) -> 
 
 def _rewritten(copied: nn.Module, graph: fx.Graph, constants: dict[str, Any]) -> fx.GraphModule:
     program = GraphOverTree(copied, graph, constants, type(copied).__name__)
-    program.meta[HISTORY] = run_passes(program, PIPELINES["train"])
+    program.meta[HISTORY] = run_passes(program, PIPELINES["train"], listed=True)
     return program

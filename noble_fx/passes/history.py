@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx
 
+from noble_fx.passes.listing import Listing
 from noble_fx.schema import LINEAR_GROUP
 from noble_fx.sites.site import Site
 
@@ -39,18 +40,26 @@ class Step:
 
 
 class History(tuple[Step, ...]):
-    """The steps of every pass over one graph, in order; `before` counts the operators that it had before them."""
+    """The steps of every pass over one graph, in order; `before` counts the operators that it had before them.
+
+    `listings` are its lines then and after every pass that rewrote something, where they were kept.
+    """
 
     before: dict[str, int] | None
+    listings: tuple[Listing, ...]
 
-    def __new__(cls, steps: Iterable[Step] = (), before: dict[str, int] | None = None) -> History:
+    def __new__(
+        cls, steps: Iterable[Step] = (), before: dict[str, int] | None = None, listings: Iterable[Listing] = ()
+    ) -> History:
         history = super().__new__(cls, steps)
-        history.before = before
+        history.before, history.listings = before, tuple(listings)
         return history
 
     def __add__(self, later: Any) -> History:
         before = self.before if self.before is not None else getattr(later, "before", None)
-        return History((*self, *later), before)
+        theirs = getattr(later, "listings", ())
+        # Where the later passes began is where the earlier ones ended.
+        return History((*self, *later), before, (*self.listings, *theirs[1 if self.listings else 0 :]))
 
 
 def operators(graph_module: fx.GraphModule) -> dict[str, int]:

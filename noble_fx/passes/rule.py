@@ -22,6 +22,7 @@ from noble_fx.passes.build import Build
 from noble_fx.passes.dump import Note, dumped
 from noble_fx.passes.example import Example
 from noble_fx.passes.history import Changed, History, Skip, Step, operators
+from noble_fx.passes.listing import Listings
 from noble_fx.passes.match import ModelGraph
 
 Answer = fx.Node | dict[fx.Node, fx.Node] | Changed | Skip
@@ -83,19 +84,28 @@ class Pipeline:
         return any(rule.matches(node, graph) for node in graph_module.graph.nodes for rule in self.rules)
 
 
-def run_passes(graph_module: fx.GraphModule, passes: Pipeline | Sequence[Rule]) -> History:
+def run_passes(graph_module: fx.GraphModule, passes: Pipeline | Sequence[Rule], listed: bool = False) -> History:
     """Run each pass over the whole graph, in order; returns the history. The graph is linted and recompiled.
+
+    `listed` keeps the graph's lines in the history, as they were before and after every pass that changed them.
 
     Raises `RuntimeError` for a pipeline that is to run until it is stable and never is.
     """
     pipeline = passes if isinstance(passes, Pipeline) else Pipeline(tuple(passes))
     run = _until_stable if pipeline.until_stable else _once
     before = operators(graph_module)
-    with dumped(graph_module, pipeline.name) as note:
+    listings = Listings(graph_module.graph) if listed else None
+    with dumped(graph_module, pipeline.name) as dump:
+
+        def note(name: str, rewrite: str, steps: Sequence[Step]) -> None:
+            dump(name, rewrite, steps)
+            if listings is not None and not all(step.skipped for step in steps):
+                listings.add(name, graph_module.graph)
+
         steps = run(graph_module, pipeline.rules, note) + _once(graph_module, pipeline.cleanup, note)
     graph_module.graph.lint()
     graph_module.recompile()
-    return History(steps, before)
+    return History(steps, before, listings.kept if listings is not None else ())
 
 
 def _once(graph_module: fx.GraphModule, rules: Sequence[Rule], note: Note) -> list[Step]:
