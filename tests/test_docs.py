@@ -47,7 +47,7 @@ def test_links_lead_somewhere(name):
 
 
 @pytest.mark.parametrize(
-    "page", ["glossary.md", "extending.md", "architecture.md", "training.md", "distributed.md", "cpu.md"]
+    "page", ["glossary.md", "extending.md", "architecture.md", "training.md", "distributed.md", "cpu.md", "inspect.md"]
 )
 def test_the_readme_leads_to_every_page(page):
     assert f"docs/{page}" in (ROOT / "README.md").read_text(encoding="utf-8")

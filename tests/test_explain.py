@@ -47,7 +47,7 @@ def test_counts_are_those_of_the_parameters():
 
 def test_it_says_why_there_is_no_graph_to_look_at():
     text = " ".join(str(noble_fx.explain(noble_fx.transform(WithOptional(), rank=4))).split())
-    assert "capture: modules graph: noble_fx.programs(model, *inputs) makes one; without: forward has the opt" in text
+    assert "capture: modules graph: noble_fx.explain(model, *inputs) makes one; without: forward has the opt" in text
     assert "pass " not in text
 
 

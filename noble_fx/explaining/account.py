@@ -6,10 +6,11 @@ of x: a token, a position, and of stacked experts a row that is sent to one of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from noble_fx.branches.base import Branch
 from noble_fx.explaining.graphs import GraphAccount
 from noble_fx.explaining.kernels import KernelAccount
 from noble_fx.passes.history import Program
@@ -66,6 +67,8 @@ class Account:
     transformed: bool = True  # False: what `transform` would choose with its default settings
     complete: bool = True  # False: maps without a branch are not listed
     fused_into: str = "noble_fx::linear"  # the operator that a fused site is; empty for a file, which has others
+    # The branches themselves by the names of their sites, for what only values and code show; a file has none.
+    branches: Mapping[str, Branch] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def sites(self) -> tuple[Site, ...]:

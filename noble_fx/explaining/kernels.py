@@ -23,6 +23,7 @@ UNMEASURED = "measured on the GPU at the first call"
 class KernelAccount:
     """The kernels of all sites of one size, one dtype and one σ."""
 
+    layer: Layer  # what the kernels are generated from
     sites: int
     in_features: int
     out_features: int
@@ -37,7 +38,7 @@ class KernelAccount:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         lists = {name: list(getattr(self, name)) for name in ("kernels", "forward", "backward")}
-        return {**vars(self), **lists}
+        return {**{name: value for name, value in vars(self).items() if name != "layer"}, **lists}
 
 
 def kernel_accounts(sites: Iterable[tuple[Branch, bool]]) -> tuple[KernelAccount, ...]:
@@ -71,6 +72,7 @@ def _device(branch: Branch) -> torch.device:
 def _account(layer: Layer, sites: int, act: str, kernels: LayerKernels) -> KernelAccount:
     needs = dict.fromkeys(("x", "weight", "bias", "down", "down_bias", "up"), True)
     return KernelAccount(
+        layer=layer,
         sites=sites,
         in_features=layer.in_features,
         out_features=layer.out_features[0],

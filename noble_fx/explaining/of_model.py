@@ -23,9 +23,14 @@ from noble_fx.inspect import known_programs, sites
 from noble_fx.ops.available import why_no_kernel
 from noble_fx.sites.site import Site
 
+_NONE = Examples()
 
-def account_of_model(model: nn.Module) -> Account:
-    """What was found and done in `model`; of one without branches, what `transform` would choose by default."""
+
+def account_of_model(model: nn.Module, examples: Examples = _NONE) -> Account:
+    """What was found and done in `model`; of one without branches, what `transform` would choose by default.
+
+    `examples` serve to make a graph to look at, where there is none without.
+    """
     branches = named_branches(model)
     mine = {id(p) for branch in branches.values() for p in branch.parameters()}
     counted = [(id(p) in mine, p.numel()) for p in model.parameters()]
@@ -41,7 +46,7 @@ def account_of_model(model: nn.Module) -> Account:
         return Account(entries=entries, settings=note, transformed=False, **common)
     first = next(iter(branches.values()))
     held = {site.fqn: branch_at(model, site) for site in listed if site.selected}
-    programs, without = known_programs(model, Examples())
+    programs, without = known_programs(model, examples)
     return Account(
         entries=tuple(_entry(model, site, held.get(site.fqn)) for site in listed),
         settings=_settings(branches) | note | _notes(model) | _without_graph(without),
@@ -49,6 +54,7 @@ def account_of_model(model: nn.Module) -> Account:
         programs=programs,
         graphs=tuple(map(graph_account, programs)),
         kernels=_kernels(model, listed, held),
+        branches=held,
         **common,
     )
 
@@ -108,5 +114,5 @@ def _notes(model: nn.Module) -> dict[str, str]:
 def _without_graph(without: Refusal | None) -> dict[str, str]:
     """Why there is no graph to look at yet; Dynamo's may be there all the same."""
     return (
-        {} if without is None else {"graph": f"noble_fx.programs(model, *inputs) makes one; without: {without.reason}"}
+        {} if without is None else {"graph": f"noble_fx.explain(model, *inputs) makes one; without: {without.reason}"}
     )

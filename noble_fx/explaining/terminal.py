@@ -46,13 +46,22 @@ class Row(NamedTuple):
     entry: SiteAccount  # the first of them
     params: int  # of all of their branches
     reason: str
+    names: tuple[str, ...]  # of all of them
 
 
 def rows(entries: Iterable[SiteAccount]) -> list[Row]:
     """Equal maps of repeated blocks as one row, in the order of the model."""
     groups = grouped(entries, lambda entry: entry.site.fqn, _alike)
     return [
-        Row(name, len(equal), equal[0], sum(e.site.params for e in equal), _reason(equal[0])) for name, equal in groups
+        Row(
+            name=name,
+            times=len(equal),
+            entry=equal[0],
+            params=sum(entry.site.params for entry in equal),
+            reason=_reason(equal[0]),
+            names=tuple(entry.site.fqn for entry in equal),
+        )
+        for name, equal in groups
     ]
 
 

@@ -1,6 +1,7 @@
 """`noble-fx explain` of models, files and folders, and of two of them; more in tests/test_cli.py."""
 
 import json
+import webbrowser
 
 import pytest
 
@@ -28,6 +29,31 @@ def test_two_of_them(saved, second, capsys):
     assert "changed blocks.*.fc1 ×2: rank 4 → 2" in capsys.readouterr().out
     assert cli.main(["explain", saved, *second, saved, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["sites"] == []
+
+
+def test_a_page(saved, capsys, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(webbrowser, "open", shown.append)
+    page = tmp_path / "model.html"
+    assert cli.main(["explain", saved, "--html", str(page)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert "4 linear maps with a branch" in page.read_text(encoding="utf-8")
+    assert shown == []
+    assert cli.main(["explain", saved, "--html", str(page), "--open"]) == 0
+    assert shown == [page.as_uri()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--open"], "--open shows the page that --html FILE writes"),
+        (["--diff", "tests.models:tiny", "--html", "m.html"], "--html writes the page of one model"),
+        (["--html", "m.txt"], "m.txt does not end in .html"),
+    ],
+)
+def test_a_page_that_cannot_be(arguments, message, saved, capsys):
+    assert cli.main(["explain", saved, *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from rich.console import Console
 
 import noble_fx
 from noble_fx.explaining.graphs import GraphAccount
-from noble_fx.explaining.kernels import KernelAccount
 from noble_fx.explaining.terminal import NARROW, Report, head, history
 from noble_fx.tables import as_text
 from tests.models import tiny, transformed
@@ -52,7 +51,7 @@ def test_colours_only_where_they_are_wanted(monkeypatch):
 def test_a_way_that_was_measured_is_told():
     account = noble_fx.explain(transformed("modules"))
     asked = {"forward, 64 rows or fewer, H200": "vendor"}
-    kernel = KernelAccount(12, 16, 16, 4, "cosnet", "float32", (), ("kernel",), (), asked)
+    kernel = replace(account.kernels[0], sites=12, chosen=asked)
     lines = head(replace(account, kernels=(kernel,)))
     assert "measured for 16 → 16, rank 4, cosnet, float32 ×12:" in lines
     assert "  forward, 64 rows or fewer, H200: vendor" in lines

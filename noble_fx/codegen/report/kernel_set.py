@@ -137,6 +137,11 @@ def kernels(
         bias=bias,
         down_bias=form.down_bias is not None,
     )
+    return layer_kernel_set(layer)
+
+
+def layer_kernel_set(layer: Layer) -> KernelSet:
+    """The kernels of a layer that is described already, as sm_90 gets them; raises `KernelError`."""
     plan = _plan(layer, "sm_90")
     return KernelSet(plan, generate(plan))
 

@@ -38,10 +38,16 @@ def _named(branch: Branch) -> Iterator[tuple[str, str, Tensor]]:
             yield name, roles[id(parameter)], parameter
 
 
-def _drawn(branch: Branch) -> dict[str, Tensor]:
-    """ω and φ by name as the seed draws them; nothing where there is no seed, or the branch was not drawn by it."""
+def drawn_again(branch: Branch) -> Branch | None:
+    """A new branch as the seed drew this one; None where there is no seed, or the branch was not drawn by it."""
     if branch.config.seed is None or not branch.drawn_as or branch.folded:
-        return {}
+        return None
     outputs = branch.site.out_features if branch.site is not None else branch.out_features  # a head may be longer now
     with torch.no_grad(), drawing(branch.config, branch.drawn_as):
-        return {name: parameter.detach().clone() for name, _, parameter in _named(branch.fresh(outputs))}
+        return branch.fresh(outputs)
+
+
+def _drawn(branch: Branch) -> dict[str, Tensor]:
+    """ω and φ by name as they were drawn; nothing where nobody can draw them again."""
+    again = drawn_again(branch)
+    return {} if again is None else {name: parameter.detach() for name, _, parameter in _named(again)}
