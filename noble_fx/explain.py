@@ -27,7 +27,7 @@ from noble_fx.tables import as_text
 if TYPE_CHECKING:
     import networkx as nx
 
-WIDTH = 110
+WIDTH = 120
 
 
 class Explanation(Account):

@@ -13,7 +13,7 @@ from noble_fx.tables import NOTHING, as_text, group, plain
 if TYPE_CHECKING:
     from rich.console import Group
 
-WIDTH = 110
+WIDTH = 120
 Pair = tuple[Any, Any]  # before, after
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NARROW = 90  # columns, below which a table folds every cell
 _STYLES = {LEFT_OUT: "dim", EAGER: "yellow"}
+_NAME = 36  # columns that a name gets before anything else does
 _OPERATORS = 12  # of a graph, that are told one by one
 
 
@@ -170,7 +171,8 @@ def _table(shown: list[Row]) -> Table:
     made = table(header_style="bold", padding=(0, 1))
     for name in ("layer", "×", "role", "kind", "K → N", "rank", "params", "FLOPs", "reason"):
         right = name in ("×", "rank", "params", "FLOPs")
-        made.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
+        whole = min(max((len(row.name) for row in shown), default=0), _NAME) if name == "layer" else None
+        made.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right, min_width=whole)
     for row in shown:
         site, entry = row.entry.site, row.entry
         shape = f"{site.in_features} → {site.out_features}"
