@@ -67,3 +67,11 @@ def test_many_operators_are_not_all_told():
 
 def test_a_report_takes_any_account():
     assert as_text(Report(noble_fx.explain(tiny()))).startswith("Tiny: 0 of 13 linear maps carry a branch\nnot transf")
+
+
+def test_blocks_are_counted_as_blocks():
+    explained = noble_fx.explain(noble_fx.transform(tiny(), rank=4, scope="block"))
+    title, _, flops, *_ = head(explained)
+    assert title == "Tiny: 2 of 2 blocks carry a branch"
+    assert (explained.base_flops, explained.branch_flops) == (0, 2 * 2 * (4 * 32 + 16))
+    assert flops == "FLOPs a token or row: 576 in branches; those of the blocks are not counted"
