@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from noble_fx.demo.training import Curve
+from noble_fx.report.sigma import CHANNELS, REACH
 
 MADE_BY = "noble-fx demo"
 
@@ -46,6 +48,7 @@ class DemoResult:
     checkpoint_difference: float  # of logits, after loading
     onnx_difference: float
     sample: str
+    sigma_site: str
 
     @property
     def ratio(self) -> float | None:
@@ -135,6 +138,25 @@ def draw(result: DemoResult, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_sigma(before: Tensor, after: Tensor, site: str, path: Path) -> None:
+    """Some channels of one σ [points, r], as it was drawn and after training."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    h = torch.linspace(-REACH, REACH, len(before))
+    for axes, values, when in ((left, before, "as drawn"), (right, after, "after training")):
+        axes.plot(h, values[:, :CHANNELS])
+        axes.set_title(when)
+        axes.set_xlabel("h, the same in every channel")
+        axes.grid(alpha=0.3)
+    left.set_ylabel("σ(h)")
+    figure.suptitle(f"The first {min(CHANNELS, before.shape[1])} channels of σ beside {site}")
+    figure.savefig(path, dpi=120)
+
+
 def print_files(console: Console, result: DemoResult) -> None:
     """What was written, each with what checking it showed."""
     folder = result.folder
@@ -142,8 +164,9 @@ def print_files(console: Console, result: DemoResult) -> None:
     for name, remark in (
         ("checkpoint/", f"logits differ by {result.checkpoint_difference:g}"),
         ("model.onnx", f"logits of ONNX Runtime differ by at most {result.onnx_difference:.1e}"),
-        ("explain.txt", "every site, its rank and its cost"),
+        ("report.html", "open it in a browser: layers, cost, graphs before and after, kernels"),
         ("loss.png", "both curves"),
+        ("sigma.png", f"one σ, before and after: {result.sigma_site}"),
         ("result.json", "every figure above, settings and versions"),
     ):
         console.print(f"  {folder.name}/{name:<12} {remark}", markup=False, highlight=False, soft_wrap=True)

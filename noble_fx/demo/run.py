@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -26,16 +27,18 @@ import noble_fx
 from noble_fx.demo import text as texts
 from noble_fx.demo import training
 from noble_fx.demo.byte_gpt import ByteGPT
-from noble_fx.demo.result import MADE_BY, DemoResult, Run, as_json, comparison, draw, print_files
+from noble_fx.demo.result import MADE_BY, DemoResult, Run, as_json, comparison, draw, draw_sigma, print_files
 from noble_fx.errors import NobleError
 from noble_fx.files import staged
 from noble_fx.onnx_export.session import OnnxModel
+from noble_fx.report.sigma import values_of
 
-DEFAULT_STEPS = 750
-# Each model's best of 1e-3, 2e-3, 4e-3, 8e-3 over 1,000 steps. NOBLE's lies lower, since its
-# multipliers let the branches learn up to five times faster than the base.
-DEFAULT_LR, DEFAULT_NOBLE_LR = 8e-3, 4e-3
+DEFAULT_STEPS = 600
+# The best rate of either, and the preset that is best with CosNet, in the study of the effect (docs/effect.md).
+DEFAULT_LR = DEFAULT_NOBLE_LR = 4e-3
+PRESET = "flat"
 ONNX_TOLERANCE = 1e-4  # largest difference of logits between ONNX Runtime and the live model
+SIGMA_SITE = "blocks.0.ffn.fc_in"  # whose σ is drawn
 PROMPT = "def __init__(self"
 
 
@@ -84,7 +87,8 @@ def run_demo(
         return Run(**asdict(curve), parameters=sum(p.numel() for p in model.parameters()))
 
     plain = fit("plain", build(), lr)
-    model = noble_fx.transform(build(), rank=rank, act="cosnet", seed=seed)
+    model = noble_fx.transform(build(), rank=rank, act="cosnet", preset=PRESET, seed=seed)
+    start = _sigma(model)
     noble = fit("NOBLE", model, noble_lr)
     reached = training.steps_to_reach(noble, plain.final)
     console.print(comparison(plain, noble, reached, settings))
@@ -99,14 +103,21 @@ def run_demo(
         new.mkdir()
         noble_fx.save(model, new / "checkpoint")
         noble_fx.export_onnx(model.eval(), (windows[0],), path=new / "model.onnx")
-        (new / "explain.txt").write_text(str(noble_fx.explain(model)) + "\n", encoding="utf-8")
+        noble_fx.explain(model).to_html(new / "report.html")
+        draw_sigma(start, _sigma(model), SIGMA_SITE, new / "sigma.png")
         windows.append(windows[0][:1, : context // 2])  # another batch size and length than those exported
         exact, onnx = _differences(model, build(), new, windows)
-        result = DemoResult(folder, settings, plain, noble, reached, exact, onnx, sample)
+        result = DemoResult(folder, settings, plain, noble, reached, exact, onnx, sample, SIGMA_SITE)
         draw(result, new / "loss.png")
         _write_result(result, new)
     print_files(console, result)
     return result
+
+
+def _sigma(model: nn.Module) -> Tensor:
+    """σ of one branch, a curve a channel [points, r]."""
+    branch: Any = model.get_submodule(f"{SIGMA_SITE}.noble")
+    return values_of(branch)
 
 
 def _read_text() -> texts.Text:
@@ -117,7 +128,9 @@ def _read_text() -> texts.Text:
 
 
 def _require_extras() -> None:
-    missing = [m for m in ("matplotlib", "onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(m) is None]
+    missing = [
+        m for m in ("matplotlib", "jinja2", "onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(m) is None
+    ]
     if missing:
         raise NobleError(f'the demo needs {", ".join(missing)}; install with: pip install "noble-fx[onnx,report]"')
 

@@ -21,7 +21,7 @@ from noble_fx.training.looking.origin import ROLES, drawn_again
 PLOTS = 12
 CHANNELS = 4  # of a σ that are drawn, from all over its rank
 REACH = 3.0  # of h to either side; h of a normed x is about a standard normal
-_POINTS = 61
+POINTS = 61
 WIDTH, HEIGHT = 260, 130
 
 
@@ -84,8 +84,8 @@ def _curves(name: str, branch: Branch) -> Curves:
     assert isinstance(branch, NobleBranch)
     again = drawn_again(branch)
     start = again if isinstance(again, NobleBranch) and _same_shapes(again, branch) else None
-    now = _values(branch)
-    values = [now] + ([_values(start)] if start else [])
+    now = values_of(branch)
+    values = [now] + ([values_of(start)] if start else [])
     rank = now.shape[1]
     channels = tuple(dict.fromkeys(round(at * (rank - 1) / max(CHANNELS - 1, 1)) for at in range(CHANNELS)))
     low = min(float(each[:, list(channels)].nan_to_num().min()) for each in values)
@@ -115,10 +115,10 @@ def _same_shapes(one: Branch, other: Branch) -> bool:
     return shapes[0] == shapes[1]
 
 
-def _values(branch: NobleBranch) -> Tensor:
-    """σ of the same h in every channel [points, channels]."""
+def values_of(branch: NobleBranch) -> Tensor:
+    """σ of the same h in every channel [points, r], h from -REACH to REACH."""
     act = copy.deepcopy(branch.act).to("cpu", torch.float32).eval()
-    h = torch.linspace(-REACH, REACH, _POINTS, device="cpu")
+    h = torch.linspace(-REACH, REACH, POINTS, device="cpu")
     with torch.no_grad():
         values: Tensor = act(h[:, None].expand(-1, branch.down.shape[0]))
     return values
@@ -126,7 +126,7 @@ def _values(branch: NobleBranch) -> Tensor:
 
 def _path(values: Tensor, low: float, high: float) -> str:
     points = values.nan_to_num().tolist()
-    places = [f"{at * WIDTH / (_POINTS - 1):.0f} {_height(value, low, high):.1f}" for at, value in enumerate(points)]
+    places = [f"{at * WIDTH / (POINTS - 1):.0f} {_height(value, low, high):.1f}" for at, value in enumerate(points)]
     return f"M{'L'.join(places)}"
 
 

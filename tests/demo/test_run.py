@@ -30,7 +30,7 @@ def test_demo_end_to_end(tmp_path: Path) -> None:
     assert result.noble.parameters > result.plain.parameters
     assert stored["plain"]["validation"] == result.plain.validation
     assert set(stored["files"]) == {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert {"loss.png", "model.onnx", "explain.txt", "result.json"} <= {p.name for p in folder.iterdir()}
+    assert {"loss.png", "sigma.png", "model.onnx", "report.html", "result.json"} <= {p.name for p in folder.iterdir()}
     assert [p.name for p in tmp_path.iterdir()] == ["demo"]  # nothing beside it is left over
     assert "final validation loss" in out.getvalue()
 
