@@ -128,9 +128,8 @@ def _read_text() -> texts.Text:
 
 
 def _require_extras() -> None:
-    missing = [
-        m for m in ("matplotlib", "jinja2", "onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(m) is None
-    ]
+    wanted = ("matplotlib", "jinja2", "pygments", "onnx", "onnxscript", "onnxruntime")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise NobleError(f'the demo needs {", ".join(missing)}; install with: pip install "noble-fx[onnx,report]"')
 
