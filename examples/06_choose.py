@@ -3,6 +3,8 @@
 python examples/06_choose.py
 """
 
+from typing import Any
+
 import torch
 
 import noble_fx
@@ -13,7 +15,7 @@ with torch.device("meta"):  # names and shapes, no memory
     )
 
 
-def show(text: str, **settings: object) -> None:
+def show(text: str, **settings: Any) -> None:
     """One line: how many layers, which ranks, how many parameters."""
     chosen = [site for site in noble_fx.sites(model, **settings) if site.selected]
     ranks = sorted({site.rank for site in chosen})

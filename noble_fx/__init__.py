@@ -43,7 +43,7 @@ from noble_fx.training.trainable import set_trainable
 from noble_fx.transform import disabled, remove, reset_branches, reset_parameters, transform
 
 # The public place of the class that runs an exported file; its own room lies below the runtime.
-runtime.OnnxModel = OnnxModel  # type: ignore[attr-defined]
+runtime.OnnxModel = OnnxModel
 replaced.watch()
 
 __version__ = "0.1.0"
