@@ -8,6 +8,7 @@ from pathlib import Path
 
 import noble_fx
 from noble_fx.cli.arguments import add_model, add_settings, console, print_json, settings
+from noble_fx.cli.inputs import add_inputs, example_inputs
 from noble_fx.errors import ConfigError
 from noble_fx.explain import Explanation
 from noble_fx.model_spec import build_model, is_written
@@ -21,6 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("other", nargs="?", help="a second one: print what is another in it")
     command.add_argument("--diff", metavar="OTHER", help="the same as a second model")
     add_settings(command)
+    add_inputs(command)
     command.add_argument("--html", type=Path, metavar="FILE", help="write a page with all of it instead")
     command.add_argument("--open", action="store_true", help="show that page in the browser")
 
@@ -47,5 +49,9 @@ def run(args: argparse.Namespace) -> None:
 
 def _explained(spec: str, args: argparse.Namespace) -> Explanation:
     if is_written(spec):
+        if args.inputs:
+            raise ConfigError(f"--input is for a model; {spec} is a file, which nothing is run of")
         return noble_fx.explain(spec)
-    return noble_fx.explain(noble_fx.transform(build_model(spec), **settings(args)))
+    model = build_model(spec)
+    by_place, by_name = example_inputs(args.inputs, model)
+    return noble_fx.explain(noble_fx.transform(model, **settings(args)), *by_place, **by_name)

@@ -31,6 +31,17 @@ def test_two_of_them(saved, second, capsys):
     assert json.loads(capsys.readouterr().out)["sites"] == []
 
 
+def test_a_graph_from_example_inputs(saved, capsys, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.LlamaConfig(**sizes, vocab_size=32, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    asked = ["explain", f"hf:{tmp_path / 'config.json'}", "--rank", "4"]
+    assert cli.main([*asked, "--input", "input_ids=1x4:int64"]) == 0
+    assert "pass insert_branch" in capsys.readouterr().out
+    assert cli.main(["explain", saved, "--input", "1x4"]) == 2
+    assert "--input is for a model" in capsys.readouterr().err
+
+
 def test_a_page(saved, capsys, tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(webbrowser, "open", shown.append)

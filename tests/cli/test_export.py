@@ -1,20 +1,9 @@
-"""Example inputs from their descriptions; the command is tried in tests/test_cli.py."""
+"""`noble-fx export` where it has nothing to run a model on; more in tests/test_cli.py."""
 
-import pytest
-import torch
-from torch import nn
-
-from noble_fx.cli.export import _example_inputs
-from noble_fx.errors import ConfigError
+from noble_fx import cli
 
 
-def test_inputs_by_place_and_by_name():
-    args, named = _example_inputs(["2x3", "mask=4:bool", "ids=2x5:int64"], nn.Embedding(7, 2))
-    assert [t.shape for t in args] == [(2, 3)]
-    assert (named["mask"].dtype, named["ids"].dtype) == (torch.bool, torch.int64)
-    assert named["ids"].max() < 7
-
-
-def test_no_inputs():
-    with pytest.raises(ConfigError, match="export needs an example input"):
-        _example_inputs([], nn.Linear(2, 2))
+def test_a_model_that_gets_no_inputs_by_itself(capsys, tmp_path):
+    assert cli.main(["export", "tests.models:tiny", "--rank", "4", "--out", str(tmp_path / "m.onnx")]) == 2
+    assert "export needs an example input" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
