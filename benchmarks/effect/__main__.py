@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.effect import pace, plan, report
 from benchmarks.effect.arms import ARMS
+from benchmarks.effect.figure import draw
 from benchmarks.effect.folder import Study, StudyError, final_loss
 from benchmarks.effect.run import Record, Run, train
 from benchmarks.effect.tasks import TASKS
@@ -65,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
     parser.add_argument("--steps", type=int, help="of a run (default: 600 to screen, 4000 in the end)")
     parser.add_argument("--seeds", type=int, default=3, help="of a finalist (default: 3)")
+    parser.add_argument(
+        "--figure", type=Path, help="of the report: draw the curves of --tasks into this SVG"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each")
     return parser
 
@@ -84,6 +88,8 @@ def main() -> None:
         study.keep_pace({task: pace.measure(TASKS[task], args.arms) for task in args.tasks})
     elif args.stage == "report":
         print("\n".join(report.tables(study.records, study.pace())))
+        if args.figure:
+            draw(study.records, dict.fromkeys(args.tasks, args.steps or 4000), args.figure)
     else:
         wanted = partial(plan.finals, study.records, args.tasks, args.arms, args.steps or 4000, args.seeds)
         run_all(study, wanted, args.jobs, evaluations=40)
