@@ -63,6 +63,7 @@ if RELEASE == (2, 11):
 
 # Words of torch.export's errors that are about the dynamic sizes which it was given; there is no class for them.
 ABOUT_SHAPES = ("dynamic_shapes", "onstraint", "dynamic dim", "marked as dynamic", "Dim.")
+HOMES_OF_FUNCTIONAL = ("torch.nn.functional", "torch._C._nn")  # where what one calls as F.gelu is from
 _ABOUT_VALUES = ("GuardOnDataDependentSymNode", "DataDependentOutputException", "DynamicOutputShapeException")
 
 

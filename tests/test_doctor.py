@@ -203,7 +203,7 @@ def test_a_branch_without_the_operator_is_told():
 
 @pytest.fixture
 def known(monkeypatch, found):
-    monkeypatch.setattr(cli, "examine", lambda: found)
+    monkeypatch.setattr("noble_fx.cli.doctor.examine", lambda: found)
     return found
 
 

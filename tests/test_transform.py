@@ -224,12 +224,12 @@ def test_a_failure_half_way_puts_everything_back(capture, place, name, error, mo
     attributes, calls = set(vars(model)), []
     once = getattr(sys.modules[place], name)
 
-    def fail(*args):
+    def fail(*args, **settings):
         calls.append(args)
         if len(calls) == 1:
-            once(*args)  # something has changed by then
+            once(*args, **settings)  # something has changed by then
             raise error("half way")
-        return once(*args)
+        return once(*args, **settings)
 
     monkeypatch.setattr(sys.modules[place], name, fail)
     with pytest.raises(error, match="half way"):

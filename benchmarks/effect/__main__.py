@@ -66,9 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
     parser.add_argument("--steps", type=int, help="of a run (default: 600 to screen, 4000 in the end)")
     parser.add_argument("--seeds", type=int, default=3, help="of a finalist (default: 3)")
-    parser.add_argument(
-        "--figure", type=Path, help="of the report: draw the curves of --tasks into this SVG"
-    )
+    parser.add_argument("--figure", type=Path, help="of the report: draw the curves of --tasks into this SVG")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a thread each")
     return parser
 

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from torch import fx
 
+from noble_fx.torch_versions import HOMES_OF_FUNCTIONAL
+
 LIMIT = 10_000  # nodes of a graph whose lines are kept at every pass: more would be felt, and nobody reads them
 _INFIX = {
     operator.add: "+",
@@ -26,7 +28,7 @@ _INFIX = {
     operator.matmul: "@",
     operator.pow: "**",
 }
-_MODULES = {"torch.nn.functional": "F.", "torch._C._nn": "F.", "torch": "torch.", "math": "math."}
+_MODULES = {**dict.fromkeys(HOMES_OF_FUNCTIONAL, "F."), "torch": "torch.", "math": "math."}
 _LIFTED = "L_self_"  # how Dynamo's names of a module's own parameters begin
 _CHECKS = ("_assert", "_are_functorch_transforms_active")
 _INPUTS = 12  # of a graph, named in its first line
