@@ -18,6 +18,7 @@ def draw(records: Records, tasks: dict[str, int], path: Path) -> None:
 
     figure = Figure(figsize=(4 * len(tasks), 3.4), layout="constrained")
     FigureCanvasSVG(figure)
+    colours: dict[str, str] = {}  # an arm has the same in every panel
     for axes, (task, steps) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks.items(), strict=True):
         for standing in standings(records, task, steps):
             wanted = (task, standing.arm, steps, standing.rate)
@@ -25,7 +26,8 @@ def draw(records: Records, tasks: dict[str, int], path: Path) -> None:
             at = runs[0]["at"]
             mean = [statistics.fmean(losses) for losses in zip(*(run["validation"] for run in runs), strict=True)]
             shown = [(step, loss) for step, loss in zip(at, mean, strict=True) if step >= SHOWN_FROM * steps]
-            axes.plot(*zip(*shown, strict=True), label=f"{standing.arm}, {standing.rate:g}")
+            colour = colours.setdefault(standing.arm, f"C{len(colours)}")
+            axes.plot(*zip(*shown, strict=True), color=colour, label=f"{standing.arm}, {standing.rate:g}")
         axes.set_title(task)
         axes.set_xlabel("steps")
         axes.grid(alpha=0.3)
