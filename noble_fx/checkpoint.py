@@ -16,17 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx.attach.attach import named_branches
+from noble_fx.attach.bases import described_bases, put_bases
 from noble_fx.attach.gone import told_gone
 from noble_fx.attach.restore import restored_on_error
 from noble_fx.captures.base import Examples
 from noble_fx.captures.example_inputs import rebuild
 from noble_fx.captures.table import capture_of
 from noble_fx.checkpoints import config_file, pretrained_files, weights_file
-from noble_fx.checkpoints.config_file import CONFIG
+from noble_fx.checkpoints.config_file import CONFIG, Described
 from noble_fx.checkpoints.fit import Fit, fill, kept
 from noble_fx.checkpoints.gather import agreed, gathered, is_sharded, on_rank_0
 from noble_fx.checkpoints.state import State, state_to_save, stored
-from noble_fx.checkpoints.weights_file import WEIGHTS
+from noble_fx.checkpoints.weights_file import WEIGHTS, Stored
 from noble_fx.errors import CheckpointError, ConfigError, NobleError, check_flag, printable
 from noble_fx.files import as_path, staged
 from noble_fx.inspect import sites
@@ -70,21 +71,23 @@ def _described(model: nn.Module) -> dict[str, Any]:
     branches = named_branches(model)
     if gone := told_gone(model):
         raise CheckpointError(f"load would ask for all branches of the settings, and {gone}")
-    if not branches:
+    bases = described_bases(model)
+    if not branches and not bases:
         raise CheckpointError("the model carries no branches; save a plain model with torch or safetensors")
     if any(branch.folded for branch in branches.values()):
         raise CheckpointError(
             "the model is folded for inference and no plain model can be made into it; save the one it was folded from"
         )
     try:
-        config = next(iter(branches.values())).config.to_dict()
+        config = next(iter(branches.values())).config.to_dict() if branches else None
     except ConfigError as error:
         raise CheckpointError(f"cannot save this model: {error}") from None
     capture = capture_of(model)
     return {
         "config": config,
-        "sites": [_own_names(site, model) for site in sites(model) if site.selected],
+        "sites": [_own_names(site, model) for site in sites(model) if site.selected or site.base],
         "inputs": capture.inputs(model) if capture is not None else None,
+        "bases": bases,
     }
 
 
@@ -150,16 +153,28 @@ def load(
     examples = given_examples(example_inputs, example_kwargs, dynamic_shapes)
     if described.inputs is not None and not examples:
         examples = Examples.of(None, *_rebuilt_inputs(model, described.inputs, folder))
+    with restored_on_error(model):
+        return _loaded(model, folder, described, stored, examples)
+
+
+def _loaded(
+    model: nn.Module, folder: Path, described: Described, stored: dict[str, Stored], examples: Examples
+) -> nn.Module:
+    """The model with the bases and branches of the folder, filled."""
     try:
-        plan = make_plan(model, described.config, examples, advise=False)  # the settings are the folder's
+        put_bases(model, described.bases)
+        plan = None
+        if described.config is not None:
+            config = described.config.replace(base=None)  # the file says what each base is
+            plan = make_plan(model, config, examples, advise=False)  # the settings are the folder's
         fit = Fit(model, plan, printable(folder))
     except NobleError as error:
         raise CheckpointError(f"{printable(folder / CONFIG)} does not fit this model: {error}") from error
     fit.check_header(stored, described.extra)
     values = weights_file.read(folder)
     fit.check_values(values)
-    with restored_on_error(model), kept(model):
-        result = apply_plan(model, plan)
+    with kept(model):
+        result = model if plan is None else apply_plan(model, plan)
         try:
             fill(result, fit, {**described.extra, **values})
         except Exception as error:

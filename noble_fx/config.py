@@ -132,6 +132,8 @@ class NobleConfig:
     fuse: bool | str = True  # "require": an error where a site would have no generated kernels on a GPU
     seed: int | None = None
     scope: str = "linear"  # "block": one branch around each whole repeated block
+    base: str | None = None  # another form of W beside each branch: "factorized"; None: W as it is
+    base_rank: int | float | None = None  # of that form: a number, or a share of min(K, N)
 
     def __post_init__(self) -> None:
         check_rank(self.rank, "rank")
@@ -156,6 +158,7 @@ class NobleConfig:
         if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
             raise ConfigError(f"seed={shown(self.seed)} must be None or an integer ≥ 0")
         _check_scope(self)
+        _check_base(self)
         self.recipe  # noqa: B018 - refuses an unknown preset here, not at first use
 
     @property
@@ -262,6 +265,23 @@ def _check_scope(config: NobleConfig) -> None:
             "init_base=True draws the weight beside each branch, and a block has none; pass init_base=False, or "
             "scope='linear'"
         )
+
+
+def _check_base(config: NobleConfig) -> None:
+    """Refuse a form of W without a rank, a rank without a form, and what a block has not."""
+    if config.base is None:
+        if config.base_rank is not None:
+            raise ConfigError(
+                f"base_rank={shown(config.base_rank)} is the rank of another form of W: say which, base=…"
+            )
+        return
+    if not isinstance(config.base, str):
+        raise ConfigError(f"base={shown(config.base)} must be None or the name of a form of W")
+    if config.base_rank is None:
+        raise ConfigError(f"base={config.base!r} needs a rank: base_rank=…, a number or a share of min(K, N)")
+    check_rank(config.base_rank, "base_rank", budget=False)
+    if config.scope == "block":
+        raise ConfigError("base=… is another form of a layer's W, and scope='block' has branches around whole blocks")
 
 
 def check_rank(rank: Any, name: str, budget: bool = True) -> None:

@@ -12,7 +12,9 @@ from torch.optim.swa_utils import AveragedModel
 
 import noble_fx
 from noble_fx import CheckpointError
+from noble_fx.bases.low_rank import LowRank
 from noble_fx.branches import activations
+from noble_fx.layers.restructure import structure
 from tests.models import Tiny, WithOptional, loud, tiny, tokens, transformed
 
 
@@ -481,3 +483,38 @@ def test_a_folder_is_not_replaced_for_a_text_that_says_no(tmp_path):
     noble_fx.save(transformed(), tmp_path / "saved")
     with pytest.raises(CheckpointError, match="overwrite='no' must be True or False"):
         noble_fx.save(transformed(), tmp_path / "saved", overwrite="no")
+
+
+def _compressed(model):
+    for layer in (model[0], model[2]):
+        base = LowRank(layer.in_features, layer.out_features, 2)
+        base.fill(layer.weight)
+        structure(layer, base, layer.bias)
+    return model
+
+
+def _three():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8))
+
+
+@pytest.mark.parametrize("branches", [False, True])
+def test_weights_of_another_form_are_saved_and_loaded(branches, tmp_path):
+    model = _compressed(_three())
+    if branches:
+        noble_fx.transform(model, rank=2, select="all", seed=0)
+    noble_fx.save(model, tmp_path / "m")
+    loaded = noble_fx.load(_three(), tmp_path / "m")
+    x = torch.randn(3, 8)
+    assert torch.equal(loaded(x), model(x))
+    assert [type(m) for m in loaded.modules()] == [type(m) for m in model.modules()]
+    assert "W is factorized" in str(noble_fx.explain(loaded))
+
+
+def test_a_model_that_does_not_fit_a_compressed_folder_is_as_it_was(tmp_path):
+    noble_fx.save(_compressed(_three()), tmp_path / "m")
+    other = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 9))
+    with pytest.raises(noble_fx.CheckpointError, match="does not fit this model"):
+        noble_fx.load(other, tmp_path / "m")
+    assert [type(m) for m in other] == [nn.Linear, nn.ReLU, nn.Linear]
+    assert list(other.state_dict()) == list(_three().state_dict())

@@ -28,6 +28,7 @@ ROOMS = [
     },
     {"config"},
     {"branches"},
+    {"bases"},
     {"layers"},
     {"sites"},
     {"codegen"},

@@ -13,6 +13,7 @@ from noble_fx.config import NobleConfig
 from noble_fx.distributed import laid_out_like, lay_beside
 from noble_fx.layers.quantized import computing_dtype
 from noble_fx.layers.registry import bias_of, describe, layout_of
+from noble_fx.layers.structured import Structured
 from noble_fx.sites.site import Site
 from noble_fx.wrappers import own_name
 
@@ -37,10 +38,15 @@ def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Br
 
 
 def base_tensors(model: nn.Module, site: Site) -> list[Tensor]:
-    """The weight of one site, and its bias where it has one: what `draw_base` changes. Of a block, one inside."""
+    """The weight of one site, and its bias where it has one: what `draw_base` changes. Of a block, one inside.
+
+    Of a layer whose W has another form, what that is made of.
+    """
     if site.is_block:
         return [_weight_inside(model.get_submodule(site.fqn))]
     owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
+    if isinstance(owner, Structured):
+        return list(owner.base.parameters())
     weight = model.get_parameter(site.weight) if site.weight else owner.weight
     assert isinstance(weight, Tensor)
     bias = bias_of(owner, site.weight.rpartition(".")[2])

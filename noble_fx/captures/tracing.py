@@ -27,6 +27,7 @@ from noble_fx.captures.assumed import Assumed
 from noble_fx.captures.base import Declined
 from noble_fx.captures.meta_copy import copy_over, meta_copy, to_meta
 from noble_fx.captures.watch import Watch
+from noble_fx.layers.structured import Structured
 from noble_fx.random_states import undisturbed
 from noble_fx.torch_state import autocast_is_on
 from noble_fx.torch_versions import TorchDispatchMode
@@ -155,6 +156,11 @@ class _Tracer(fx.Tracer):
 
     def _noting(self, on: bool) -> AbstractContextManager[None]:
         return self.watch.noting(on) if self.watch is not None else nullcontext()
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Structured) or super().is_leaf_module(
+            m, module_qualified_name
+        )  # a linear map as any other
 
     def create_args_for_root(self, *args: Any, **kwargs: Any) -> Any:
         forward, inputs = super().create_args_for_root(*args, **kwargs)

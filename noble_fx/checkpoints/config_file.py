@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,20 +26,30 @@ MADE_BY = "a folder made by noble_fx.save has one"
 class Described:
     """What the file says: settings, inputs of an exported model or None, extra state by name, the chosen sites."""
 
-    config: NobleConfig
+    config: NobleConfig | None  # None for a model whose weights have other forms, and no branches
     inputs: dict[str, Any] | None
     extra: dict[str, Any]
     sites: Any = ()  # as they are written: `load` finds its own
     versions: Any = None
+    bases: dict[str, Any] = field(default_factory=dict)  # of weights that have another form, by the layer's name
 
 
-def write(file: Path, config: dict[str, Any], sites: list[dict[str, Any]], extra: dict[str, Any], inputs: Any) -> None:
-    """Write the file; `config` and `sites` are plain JSON values. Raises `CheckpointError` or `OSError`."""
+def write(
+    file: Path,
+    config: dict[str, Any] | None,
+    sites: list[dict[str, Any]],
+    extra: dict[str, Any],
+    inputs: Any,
+    bases: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write the file; all are plain JSON values. Raises `CheckpointError` or `OSError`."""
     described = {"format": FORMAT, "config": config, "sites": sites, "versions": {"torch": torch.__version__}}
     if extra:
         described["extra_state"] = extra
     if inputs is not None:
         described["inputs"] = inputs
+    if bases:
+        described["bases"] = dict(bases)
     try:
         file.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except UnicodeEncodeError:
@@ -59,17 +71,18 @@ def read(folder: Path) -> Described:
         raise CheckpointError(
             f"{printable(path)} has format {described['format']!r:.60}; this version reads {FORMAT}: update noble_fx"
         )
-    if not isinstance(described.get("config"), dict):
-        raise _not_ours(path, f"'config' is {described.get('config')!r:.60}, which is no dictionary")
+    settings, bases = described.get("config"), described.get("bases", {})
+    if not isinstance(settings, dict) and not (settings is None and bases and "config" in described):
+        raise _not_ours(path, f"'config' is {settings!r:.60}, which is no dictionary")
     inputs, extra = described.get("inputs"), described.get("extra_state", {})
-    for name, value in (("inputs", {} if inputs is None else inputs), ("extra_state", extra)):
+    for name, value in (("inputs", {} if inputs is None else inputs), ("extra_state", extra), ("bases", bases)):
         if not isinstance(value, dict):
             raise _not_ours(path, f"{name!r} is {value!r:.60}, which is no dictionary")
     try:
-        config = NobleConfig.from_dict(described["config"])
+        config = None if settings is None else NobleConfig.from_dict(settings)
     except ConfigError as error:
         raise _not_ours(path, str(error)) from error
-    return Described(config, inputs, extra, described.get("sites", []), described.get("versions"))
+    return Described(config, inputs, extra, described.get("sites", []), described.get("versions"), bases)
 
 
 def read_sites(folder: Path, described: Described) -> tuple[Site, ...]:

@@ -35,11 +35,12 @@ _SHOWN = 5  # problems that one message names
 class Fit:
     """The state that the planned model will have, by the user's own names: what a folder has to hold for it."""
 
-    def __init__(self, model: nn.Module, plan: Plan, folder: str) -> None:
+    def __init__(self, model: nn.Module, plan: Plan | None, folder: str) -> None:
         self.folder = folder
         self.expected = {own_name(key, model): value for key, value in model.state_dict().items()}
         self.names = _shared_names(model)  # of one tensor, by each of them
-        for site in plan.selected:
+        for site in plan.selected if plan is not None else ():
+            assert plan is not None
             state = _branch_state(model, site, plan)
             paths = [own_name(path, model) for path in _all_paths(site)]
             for name, value in state.items():

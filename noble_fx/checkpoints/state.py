@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from noble_fx.branches.base import Branch
 from noble_fx.errors import CheckpointError, printable
 from noble_fx.layers.quantized import foreign, is_frozen
+from noble_fx.layers.structured import Structured
 from noble_fx.wrappers import own_name
 
 # What a safetensors file can hold.
@@ -151,7 +152,8 @@ def _check_branches(model: nn.Module, tensors: dict[str, Tensor], tied: dict[str
             continue
         own = own_name(path, model)
         names = {f"{own}.{name}": shape for name, shape in _branch_shapes(branch).items()}
-        if branch.site is not None and not branch.site.is_block:
+        layer = model.get_submodule(path.rpartition(".")[0])
+        if branch.site is not None and not branch.site.is_block and not isinstance(layer, Structured):
             names |= dict.fromkeys([_weight_name(own, branch)])
         for name, shape in names.items():
             found = tensors.get(tied.get(name, name))

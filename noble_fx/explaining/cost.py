@@ -20,6 +20,8 @@ def base_flops(site: Site, layer: Any = None) -> int:
     """
     if site.is_block:
         return 0
+    if site.base:
+        return site.base_row_flops
     return 2 * site.in_features * site.out_features // getattr(layer, "groups", 1)
 
 

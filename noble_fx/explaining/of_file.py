@@ -12,7 +12,7 @@ from noble_fx.checkpoints import config_file, weights_file
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, ExportError, printable
 from noble_fx.explaining.account import CARRIED, Account
-from noble_fx.explaining.of_model import config_values
+from noble_fx.explaining.of_model import config_values, settings_of
 from noble_fx.explaining.planned import planned_entries
 from noble_fx.sites.from_file import read_account, sites_of
 
@@ -58,12 +58,9 @@ def _of_folder(folder: Path) -> Account:
     sizes = {name: math.prod(tensor.shape) for name, tensor in stored.items()}
     ours = sum(size for name, size in sizes.items() if name.startswith(places))
     config = described.config
-    act = config.act if isinstance(config.act, str) else ""
+    act = config.act if config is not None and isinstance(config.act, str) else ""
     settings = {
-        "rank": str(config.rank),
-        "act": act,
-        "preset": config.recipe.name,
-        "capture": config.capture,
+        **(settings_of(config, act) if config is not None else {}),
         "counted": f"the values in {weights_file.WEIGHTS}, buffers included",
         "written with": _versions(described.versions),
     }
@@ -71,7 +68,7 @@ def _of_folder(folder: Path) -> Account:
         model=f"the model saved in {printable(folder)}",
         entries=planned_entries(listed, CARRIED, config, act),
         settings=settings,
-        config=config_values(config),
+        config={} if config is None else config_values(config),
         base_params=sum(sizes.values()) - ours,
         branch_params=ours,
         complete=False,

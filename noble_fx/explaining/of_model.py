@@ -92,15 +92,16 @@ def _kernels(model: nn.Module, listed: tuple[Site, ...], held: dict[str, Branch]
     return kernel_accounts(zip((held[site.fqn] for site in fused), biases, strict=True))
 
 
+def settings_of(config: NobleConfig, act: str) -> dict[str, str]:
+    """What is shown of the settings."""
+    return {"rank": str(config.rank), "act": act, "preset": config.recipe.name, "capture": config.capture}
+
+
 def _settings(branches: dict[str, Branch]) -> dict[str, str]:
     first = next(iter(branches.values()))
-    config = first.config
     folded = sum(branch.folded for branch in branches.values())
     return {
-        "rank": str(config.rank),
-        "act": first.label,
-        "preset": config.recipe.name,
-        "capture": config.capture,
+        **settings_of(first.config, first.label),
         "inference": f"{folded} branches are folded: no constants of σ left beside a matrix" if folded else "",
     }
 

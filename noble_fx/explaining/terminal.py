@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from noble_fx.explaining.account import EAGER, LEFT_OUT, Account, SiteAccount
+from noble_fx.explaining.bases import errors_of, kind_of, told_bases
 from noble_fx.explaining.graphs import LOOKING, GraphAccount
 from noble_fx.explaining.kernels import UNMEASURED, KernelAccount
 from noble_fx.sites.patterns import grouped
@@ -48,6 +49,7 @@ class Row(NamedTuple):
     params: int  # of all of their branches
     reason: str
     names: tuple[str, ...]  # of all of them
+    kind: str  # the class of the layer, and the form of its W where that is another one
 
 
 def rows(entries: Iterable[SiteAccount]) -> list[Row]:
@@ -59,8 +61,9 @@ def rows(entries: Iterable[SiteAccount]) -> list[Row]:
             times=len(equal),
             entry=equal[0],
             params=sum(entry.site.params for entry in equal),
-            reason=_reason(equal[0]),
+            reason=_reason(equal[0]) + errors_of(entry.site for entry in equal),
             names=tuple(entry.site.fqn for entry in equal),
+            kind=kind_of(equal[0].site),
         )
         for name, equal in groups
     ]
@@ -68,7 +71,7 @@ def rows(entries: Iterable[SiteAccount]) -> list[Row]:
 
 def _alike(entry: SiteAccount) -> Any:
     site = entry.site
-    shape = (site.role, site.kind, site.in_features, site.out_features, site.rank, site.experts)
+    shape = (site.role, kind_of(site), site.in_features, site.out_features, site.rank, site.experts)
     return (*shape, entry.state, entry.act, entry.branch_flops, site.unfused, entry.no_kernel, _reason(entry))
 
 
@@ -85,6 +88,7 @@ def head(account: Account) -> list[str]:
     return [
         *_title(account),
         *_cost(account),
+        *told_bases(account.sites),
         *(f"{name}: {value}" for name, value in account.settings.items() if value),
         *_eager(account),
         *_fused(account),
@@ -177,14 +181,14 @@ def _table(shown: list[Row]) -> Table:
         site, entry = row.entry.site, row.entry
         shape = f"{site.in_features} → {site.out_features}"
         cost = (_count(row.params), _flops(entry)) if entry.state != LEFT_OUT else (NOTHING, NOTHING)
-        cells = (row.name, row.times, site.role, site.kind, shape, site.rank or NOTHING, *cost, row.reason)
+        cells = (row.name, row.times, site.role, row.kind, shape, site.rank or NOTHING, *cost, row.reason)
         made.add_row(*map(plain, cells), style=_style(entry))
     return made
 
 
 def _paragraph(row: Row) -> Iterator[str]:
     site, entry = row.entry.site, row.entry
-    yield f"{site.role} · {site.kind} · {site.in_features} → {site.out_features}"
+    yield f"{site.role} · {row.kind} · {site.in_features} → {site.out_features}"
     if entry.state != LEFT_OUT:
         act = f" · {entry.act}" if entry.act else ""
         yield f"rank {site.rank}{act} · {row.params:,} parameters · FLOPs {_flops(entry)}"

@@ -1,7 +1,6 @@
 """What every layer with a branch is, and what is known of a layer class: one `LayerRow` each.
 
-A layer that gets a branch stays the same object and an instance of its own class: its class is swapped for one made of
-a mixin and that class. Parameter names, attributes, hooks and `isinstance` stay what they were.
+Its class is one that is made of a mixin and the class that the layer had (`made_class.py`).
 
     Linear        ->  NobleLinear(Augmented, Linear)
     FalconLinear  ->  NobleFalconLinear(Augmented, FalconLinear)      runs FalconLinear.forward, and adds its branch
@@ -9,7 +8,6 @@ a mixin and that class. Parameter names, attributes, hooks and `isinstance` stay
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,17 +20,15 @@ from noble_fx.branches.base import Branch
 from noble_fx.distributed import is_distributed
 from noble_fx.errors import CaptureError, Refusal
 from noble_fx.layers.fused import fused_call
+from noble_fx.layers.made_class import Made, made_class
 from noble_fx.torch_state import autocast_is_on
 
 
-class Augmented:
+class Augmented(Made):
     """A layer with a branch in `noble`: a mixin in front of the layer's own class. Its weight is [N, K]."""
 
     noble: Branch
-    _mixin: type[Augmented]
-    _prefix = "Noble"  # of the name of the class that is made
-    _input_name = "input"
-    _argument_names: tuple[str, ...] = ()
+    _prefix = "Noble"
 
     @staticmethod
     def matrix(weight: Tensor) -> Tensor:
@@ -88,52 +84,23 @@ class Augmented:
             )
         super().register_parameter(name, param)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # Made at run time, the class has no name under which pickle could find it: it goes by what it is made of.
-        reduced: Any = super().__reduce_ex__(protocol)
-        made_of: Any = (self._mixin, plain_class(self))  # type: ignore[arg-type]
-        if reduced[1] != (type(self),) or _CLASSES.get(made_of) is not type(self):
-            return reduced  # the layer's own class, or a user's subclass, says how it is pickled
-        return _blank, made_of, *reduced[2:]
-
-
-def _blank(mixin: type[Augmented], plain: type[nn.Module]) -> Any:
-    kind: Any = class_with_branch(mixin, plain)
-    return kind.__new__(kind)
-
-
-_CLASSES: dict[tuple[type, type], type[Augmented]] = {}  # (mixin, plain) -> the class made of the two
-
 
 def class_with_branch(mixin: type[Augmented], plain: type[nn.Module]) -> type[Augmented]:
     """The class of a `plain` layer with a branch, the same one each time."""
-    if (mixin, plain) not in _CLASSES:
-        named_class(mixin, plain)(type(f"{mixin._prefix}{plain.__name__}", (mixin, plain), {"__module__": __name__}))
-    return _CLASSES[mixin, plain]
-
-
-def named_class(mixin: type[Augmented], plain: type[nn.Module]) -> Callable[[Any], Any]:
-    """A decorator: this class, which has a name to import, is the one of a `plain` layer with a branch."""
-
-    def remember(kind: Any) -> Any:
-        kind._mixin = mixin
-        kind._argument_names = tuple(list(inspect.signature(plain.forward).parameters)[1:])
-        kind._input_name = next(iter(kind._argument_names), "input")
-        return _CLASSES.setdefault((mixin, plain), kind)
-
-    return remember
+    kind: type[Augmented] = made_class(mixin, plain)
+    return kind
 
 
 def plain_class(layer: nn.Module) -> type[nn.Module]:
-    """The class that the layer had before it got a branch."""
-    if not isinstance(layer, Augmented):
+    """The class that the layer had before it got a branch or another form of W."""
+    if not isinstance(layer, Made):
         return type(layer)
-    return next(base for base in type(layer).__mro__ if issubclass(base, nn.Module) and not issubclass(base, Augmented))
+    return next(base for base in type(layer).__mro__ if issubclass(base, nn.Module) and not issubclass(base, Made))
 
 
 def class_without_branch(layer: nn.Module) -> type[nn.Module]:
     """The class of a layer once its branch is gone: the one that it had, parametrized as it is today."""
-    plain = plain_class(layer)
+    plain = next(c for c in type(layer).__mro__ if issubclass(c, nn.Module) and not issubclass(c, Augmented))
     if not parametrize.is_parametrized(layer):
         return plain
     # torch's class of a parametrized module holds a property for each such tensor, and how it is copied.

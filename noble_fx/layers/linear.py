@@ -8,7 +8,8 @@ from torch import nn
 
 from noble_fx.branches.kinds import branch_class
 from noble_fx.config import NobleConfig
-from noble_fx.layers.base import Augmented, LayerRow, named_class
+from noble_fx.layers.base import Augmented, LayerRow
+from noble_fx.layers.made_class import named_class
 
 
 @named_class(Augmented, nn.Linear)

@@ -19,6 +19,7 @@ from noble_fx.layers import attention, conv1d, convolution, experts, linear, opa
 from noble_fx.layers.base import Augmented, LayerRow, class_with_branch, plain_class
 from noble_fx.layers.conv1d import Transposed
 from noble_fx.layers.probe import why_no_map
+from noble_fx.layers.structured import Structured
 from noble_fx.layers.weights import why_unsuitable
 
 _MIXINS = {"[N, K]": Augmented, "[K, N]": Transposed}
@@ -84,7 +85,7 @@ def describe(layer: nn.Module) -> tuple[str, int, int] | None:
     shape = _shape(layer, row) if row is not None else None
     if row is None or shape is None:
         return None
-    if row.registered and (wrong := _misfit(layer, row, shape)):
+    if row.registered and not isinstance(layer, Structured) and (wrong := _misfit(layer, row, shape)):
         raise ConfigError(
             f"the row that was registered for {plain_class(layer).__qualname__} {wrong}; correct its shape or layout"
         )
@@ -92,6 +93,8 @@ def describe(layer: nn.Module) -> tuple[str, int, int] | None:
 
 
 def _shape(layer: nn.Module, row: LayerRow) -> Any:
+    if isinstance(layer, Structured):
+        return layer.base.in_features, layer.base.out_features
     try:
         return row.shape(layer)
     except Exception as error:
@@ -155,7 +158,7 @@ def obstacle(layer: nn.Module) -> Refusal | None:
     name = plain_class(layer).__qualname__
     if row is None:
         return Refusal(f"{name} is no known class of linear layer; noble_fx.register_layer makes it one")
-    if isinstance(getattr(layer, "weight", None), UninitializedParameter):
+    if isinstance(layer._parameters.get("weight"), UninitializedParameter):
         return Refusal(f"{name} is lazy and has no shape yet; run one batch through the model first")
     if parametrize.is_parametrized(layer):
         return Refusal("its weight is parametrized; transform the model first, or remove the parametrization")
@@ -176,7 +179,7 @@ def obstacle(layer: nn.Module) -> Refusal | None:
 
 def _own_forward(layer: nn.Module, row: LayerRow) -> Refusal | None:
     """Why no branch can be added to what a forward that is not a known one computes, or None."""
-    if row.mixin is None or row.recognises is not None or isinstance(layer, Augmented):
+    if row.mixin is None or row.recognises is not None or isinstance(layer, Augmented | Structured):
         return None
     plain, known = plain_class(layer), _class_of(row, plain_class(layer))
     if plain.forward is known.forward and not row.registered:
@@ -194,6 +197,8 @@ def why_eager(layer: nn.Module) -> Refusal | None:
         return Refusal(f"{plain_class(layer).__qualname__} is no single linear map")
     if refusal := row.eager(layer):
         return refusal
+    if isinstance(layer, Structured):
+        return Refusal(f"its weight is {layer.base.kind}, beside which the branch runs")
     plain, known = plain_class(layer), _class_of(row, plain_class(layer))
     if plain.forward is not known.forward:
         return Refusal(f"{plain.__qualname__} has a forward of its own, beside which the branch runs")
@@ -217,6 +222,8 @@ def _class_of(row: LayerRow, plain: type) -> Any:
 
 def unsuitable_weight(layer: nn.Module) -> Refusal | None:
     """Why a branch beside this layer's weight would be a mistake (quantized, integer, an unknown class), or None."""
+    if isinstance(layer, Structured):
+        return next(filter(None, map(why_unsuitable, layer.base.parameters())), None)
     weight: Any = getattr(layer, "weight", None)
     if isinstance(weight, torch.Tensor):
         refusal = why_unsuitable(weight)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup
 from noble_fx.errors import Refusal
+from noble_fx.layers.structured import Structured
 from noble_fx.passes.history import Skip
 from noble_fx.sites.products import Product, product_of
 from noble_fx.sites.site import BLOCK
@@ -50,6 +51,8 @@ class ModelGraph:
         for fqn, module in self.graph_module.named_modules():
             branch = module._modules.get("noble")
             path = f"{fqn}.noble" if fqn else "noble"
+            if isinstance(module, Structured):  # its weight is none of the graph's
+                continue
             if isinstance(branch, Branch) and branch.role != BLOCK:  # a block has no weight of its own
                 paths.setdefault(id(module.weight), path)
             elif isinstance(branch, BranchGroup):

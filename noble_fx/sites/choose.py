@@ -18,7 +18,7 @@ from noble_fx.sites.find import LinearMap
 from noble_fx.sites.ranks import assign_ranks
 from noble_fx.sites.site import BLOCK, Site
 
-_QUANTIZED = ", which is quantized and stays as it is; transform with init_base=False"
+_STAYS = ", which {} and stays as it is; transform with init_base=False"
 
 
 def choose(
@@ -77,9 +77,10 @@ def _decide(
             f"transform the model before quantizing it, or leave the layer out with exclude={re.escape(site.fqn)!r}"
         )
     if linear_map.frozen and config.init_base:
+        stays = _STAYS.format(f"is {site.base}" if site.base else "is quantized")
         if strict:
-            raise ConfigError(f"init_base=True would draw the weight of {site.fqn!r}{_QUANTIZED}")
-        return replace(site, reason=f"init_base=True would draw its weight{_QUANTIZED}")
+            raise ConfigError(f"init_base=True would draw the weight of {site.fqn!r}{stays}")
+        return replace(site, reason=f"init_base=True would draw its weight{stays}")
     eager = linear_map.eager.reason if linear_map.eager else ""
     return replace(site, selected=True, reason=wanted + linear_map.note, action=action, unfused=eager)
 

@@ -8,11 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from noble_fx.bases.base import Base
 from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup
 from noble_fx.errors import Refusal
 from noble_fx.layers.quantized import foreign, is_frozen
 from noble_fx.layers.registry import describe, obstacle, unsuitable_weight, why_eager
+from noble_fx.layers.structured import Structured
 from noble_fx.sites.blocks import Surroundings, surroundings, with_role
 from noble_fx.sites.roles import OTHER, role_in
 from noble_fx.sites.site import Site
@@ -34,7 +36,7 @@ class LinearMap:
     eager: Refusal | None = None  # why the operator could not run a branch here, whatever its kind
     passed_over: Refusal | None = None  # why "auto" alone leaves it out, in a repeated block too
     note: str = ""  # what a chosen one should say of itself
-    frozen: bool = False  # its weight is quantized, and nothing can be drawn into it
+    frozen: bool = False  # its weight is quantized or of another form, and nothing can be drawn into it
 
 
 def layer_maps(model: nn.Module, flow_roles: Mapping[str, str] | None = None) -> list[LinearMap]:
@@ -48,12 +50,12 @@ def layer_maps(model: nn.Module, flow_roles: Mapping[str, str] | None = None) ->
 
 
 def _outside_branches(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module under each of its names, but those inside branches, which are no maps of the model."""
+    """Every module under each of its names, but those inside branches and bases, which are no maps of the model."""
     inside: tuple[str, ...] = ()
     for fqn, module in model.named_modules(remove_duplicate=False):
         if inside and fqn.startswith(inside):
             continue
-        if isinstance(module, Branch | BranchGroup):
+        if isinstance(module, Branch | BranchGroup | Base):
             inside = (*inside, fqn + ".")
         else:
             yield fqn, module
@@ -69,7 +71,7 @@ def _layer_map(module: nn.Module, names: tuple[str, ...], around: Surroundings) 
         role = around.flow_roles.get(fqn, OTHER)
     unsuitable = unsuitable_weight(module)
     refusal = None if unsuitable else obstacle(module)
-    site = Site(fqn, role, kind, in_features, out_features, 0, False, "", 0, names[1:])
+    site = Site(fqn, role, kind, in_features, out_features, 0, False, "", 0, names[1:], **_form(module))
     weight = module._parameters.get("weight")
     against, others = around.against(site, fqn, fqn, weight), around.layers_over(fqn, weight) - 1
     return LinearMap(
@@ -81,8 +83,17 @@ def _layer_map(module: nn.Module, names: tuple[str, ...], around: Surroundings) 
         unsuitable,
         None if refusal or unsuitable else why_eager(module),
         note=_note(weight, others),
-        frozen=is_frozen(weight),
+        frozen=is_frozen(weight) or isinstance(module, Structured),
     )
+
+
+def _form(module: nn.Module) -> dict[str, Any]:
+    """What a site says of a W of another form."""
+    if not isinstance(module, Structured):
+        return {}
+    base = module.base
+    counted = {"base_params": sum(p.numel() for p in base.parameters()), "base_row_flops": base.flops()}
+    return {"action": base.action, "base": base.kind, "base_rank": base.rank, "base_error": base.error, **counted}
 
 
 def _note(weight: Any, others: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from noble_fx.layers.registry import (
     row_of,
     why_eager,
 )
+from noble_fx.layers.structured import Structured
 from noble_fx.layers.weights import why_unsuitable
 from noble_fx.sites.blocks import Surroundings, surroundings, with_role
 from noble_fx.sites.layer_maps import LinearMap
@@ -27,6 +28,7 @@ from noble_fx.sites.site import Site
 from noble_fx.sites.source import multiplied
 
 _NOT_READ = Refusal("the exported program does not multiply with its weight")
+_PARTS = Refusal("the exported program has the parts of its weight, and no node for the layer; use capture='modules'")
 _TWO_LAYERS = Refusal("its weight is tied to another layer's, and a graph cannot tell the two apart")
 _NO_LAYER = Refusal(
     "a bare parameter: there is no layer to carry a branch in this capture; capture='export' reaches it"
@@ -46,6 +48,8 @@ def as_exported(model: nn.Module, layers: Sequence[LinearMap], graphs: Sequence[
 def _as_exported(
     model: nn.Module, layer: LinearMap, read: Mapping[str, Weight], owners: Mapping[int, list[str]]
 ) -> LinearMap:
+    if isinstance(layer.module, Structured):
+        return replace(layer, obstacle=layer.obstacle or _PARTS)
     weight = getattr(layer.module, "weight", None)
     if not isinstance(weight, Tensor) or layer.module is None:
         return layer
@@ -76,7 +80,7 @@ def _eager_form(use: Weight) -> Refusal | None:
 def parameter_maps(model: nn.Module, layers: Sequence[LinearMap], graphs: Sequence[fx.Graph]) -> list[LinearMap]:
     """The parameters of `model` that are linear maps outside any layer; without graphs, as far as the source shows."""
     read, around = weights_of(list(graphs), model), surroundings(model)
-    taken = {id(getattr(layer.module, "weight", None)) for layer in layers}
+    taken = {id(parameter) for layer in layers for parameter in _weights(layer.module)}
     found = []
     for fqn, parameter in model.named_parameters():
         if id(parameter) not in taken and ".noble." not in f".{fqn}":
@@ -85,6 +89,11 @@ def parameter_maps(model: nn.Module, layers: Sequence[LinearMap], graphs: Sequen
             if hidden or _is_map(model, fqn, use):
                 found.append(_parameter_map(model, fqn, use, around, hidden, bool(graphs)))
     return found
+
+
+def _weights(layer: nn.Module | None) -> Iterable[Any]:
+    """What the weight of a listed layer is, or is made of."""
+    return layer.base.parameters() if isinstance(layer, Structured) else [getattr(layer, "weight", None)]
 
 
 def _is_map(model: nn.Module, fqn: str, use: Weight | None) -> bool:

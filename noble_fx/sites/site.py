@@ -32,6 +32,11 @@ class Site:
     layout: str = ""  # what the axes of that parameter are: [N, K], [K, N], [E, N, K], …
     experts: int = 0  # how many matrices are stacked in it, each with a branch of its own; 0 for a single one
     action: str = ""  # what is done there: "add" a branch; empty where it was not chosen
+    base: str = ""  # the kind of its base, where W has another form
+    base_rank: int = 0
+    base_params: int = 0  # parameters in the place of K N
+    base_row_flops: int = 0  # of one row
+    base_error: float | None = None  # of its outputs, relative, on what it was fitted to
 
     @property
     def is_block(self) -> bool:

@@ -36,3 +36,15 @@ def test_the_sites_are_read_back(tmp_path):
     (site,) = noble_fx.sites(torch.nn.Linear(8, 8), rank=2)
     write(tmp_path / CONFIG, NobleConfig().to_dict(), [site.to_dict()], {}, None)
     assert read_sites(tmp_path, read(tmp_path)) == (site,)
+
+
+def test_a_model_without_branches_has_bases_and_no_settings(tmp_path):
+    bases = {"0": {"kind": "factorized", "rank": 3, "bias": True}}
+    write(tmp_path / CONFIG, None, [], {}, None, bases)
+    assert read(tmp_path) == Described(None, None, {}, [], {"torch": torch.__version__}, bases)
+
+
+def test_no_settings_and_no_bases_is_no_file_of_ours(tmp_path):
+    write(tmp_path / CONFIG, None, [], {}, None)
+    with pytest.raises(CheckpointError, match="'config' is None, which is no dictionary"):
+        read(tmp_path)

@@ -1,0 +1,1 @@
+"""What stands in the place of W: a linear map [.., K] -> [.., N] in another form, one file a kind."""

@@ -1,0 +1,89 @@
+"""What every other form of W is: the one interface that layers, verbs, the optimizer's groups and files know.
+
+    y = x Wᵀ + b   ->   y = base(x, b)          x [.., K]   W [N, K]   b [N]
+
+A kind is a subclass of `Base` in a file of its own. It says `forward`, `merged` and `fill`; what it is made of are its
+parameters (what learns) and buffers (what does not).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from noble_fx.errors import ConfigError
+
+
+class Base(nn.Module):
+    """A linear map [.., K] -> [.., N] of rank `rank` in the place of a layer's W; the base of every kind."""
+
+    kind: ClassVar[str] = ""  # the name that `transform(base=…)` takes
+    action: ClassVar[str] = "replace"
+    # The dimensions of its own tensors, as a branch has them (`Branch.axes`).
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    error: float | None = None  # ‖y − ŷ‖ / ‖y‖ on the rows that it was fitted to, where it was
+    method: str = ""  # by which method of `compress` it was made
+
+    def __init__(self, in_features: int, out_features: int, rank: int, **settings: Any):
+        super().__init__()
+        if settings:
+            raise ConfigError(f"bases of kind {self.kind!r} have no setting {next(iter(settings))!r}")
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+
+    # --- what a kind says ---------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """y [.., N] = x Wᵀ + b, in the form of this kind."""
+        raise NotImplementedError
+
+    def merged(self) -> Tensor:
+        """W [N, K], differentiable."""
+        raise NotImplementedError
+
+    def fill(self, weight: Tensor) -> None:
+        """Become the best form of W [N, K] that this kind and rank have, in place."""
+        raise NotImplementedError
+
+    # --- what it may say better ---------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its class takes besides K, N and the rank, in plain JSON values."""
+        return {}
+
+    @property
+    def label(self) -> str:
+        """What it is, in a word or two."""
+        return f"{self.kind} r {self.rank}"
+
+    def flops(self) -> int:
+        """Of one row: two for each multiply-add of its products."""
+        return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
+
+    # --- what is derived ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def on_meta(cls, in_features: int, out_features: int, rank: int, **settings: Any) -> Base:
+        """One without values: its names and shapes only."""
+        with torch.device("meta"):
+            return cls(in_features, out_features, rank, **settings)
+
+    @classmethod
+    def parameter_count(cls, in_features: int, out_features: int, rank: int, **settings: Any) -> int:
+        """How many parameters one has."""
+        return sum(p.numel() for p in cls.on_meta(in_features, out_features, rank, **settings).parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that it is stored in."""
+        return next(self.parameters()).dtype
+
+    def described(self) -> dict[str, Any]:
+        """What a file says of it, in plain JSON values; `kinds.base_of` is the inverse."""
+        return {"kind": self.kind, "rank": self.rank, "error": self.error, "method": self.method, **self.settings}
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.label} -> {self.out_features}"

@@ -1,0 +1,47 @@
+"""What is said of weights that have another form: which, how large, how exact, and what not to expect of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from noble_fx.sites.site import Site
+
+EXPECT = (
+    "what not to expect: at equal size 4-bit quantization usually loses less, where its kernels are at hand; the two "
+    "combine"
+)
+
+
+def kind_of(site: Site) -> str:
+    """The class of the layer, and the form of its W where that is another one."""
+    return f"{site.kind}, {site.base} r {site.base_rank}" if site.base else site.kind
+
+
+def told_bases(sites: Iterable[Site]) -> Iterator[str]:
+    """A line for each kind of form: how many layers, parameters and FLOPs, and what they would be of dense ones."""
+    kinds: dict[str, list[Site]] = {}
+    for site in sites:
+        if site.base:
+            kinds.setdefault(site.base, []).append(site)
+    for kind, of_kind in kinds.items():
+        dense = sum(site.in_features * site.out_features for site in of_kind)
+        params, flops = sum(site.base_params for site in of_kind), sum(site.base_row_flops for site in of_kind)
+        yield (
+            f"W is {kind} at {len(of_kind)} layers: {_share(params, dense)} parameters of {dense:,}, "
+            f"{_share(flops, 2 * dense)} FLOPs of {2 * dense:,}"
+        )
+    if any(site.base_error is not None for of_kind in kinds.values() for site in of_kind):
+        yield EXPECT
+
+
+def errors_of(sites: Iterable[Site]) -> str:
+    """How far the outputs of equal layers are off, "" where none was fitted to any."""
+    errors = [site.base_error for site in sites if site.base_error is not None]
+    if not errors:
+        return ""
+    low, high = f"{min(errors):.2%}", f"{max(errors):.2%}"
+    return f"; outputs off by {low if low == high else f'{low} to {high}'} of their norm on calibration"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({part / whole:.0%})"
