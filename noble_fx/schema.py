@@ -7,6 +7,9 @@ linear_backward        one gradient per input; an empty tensor where `needs` say
 joined_down            the same for inference, W and D one matrix [N + r, K] -> y
 joined_up              the same for inference, W and U one matrix [N, K + r] -> y
 
+factorized_linear      one linear map whose W is A B, with its branch -> y; _forward and _backward as above, z = x Bᵀ
+joined_factorized      the same for inference, B and D one matrix [k + r, K], A and U one [N, k + r] -> y
+
 linear_group           G linear maps of one x, of one rank and one σ, each with its branch -> y of each; N may differ
 linear_group_forward   the same -> (y of each, h [G, .., r], contiguous, in float32 or better)
 linear_group_backward  one gradient per input: x, weight…, bias…, down…, down_bias…, up…, act…
@@ -37,6 +40,11 @@ _GROUP = (
     "str act_key"
 )
 
+_FACTORIZED = (
+    "Tensor x, Tensor base_down, Tensor base_up, Tensor? bias, Tensor down, Tensor? down_bias, Tensor up, "
+    "Tensor[] act, str act_key"
+)
+
 library = torch.library.Library("noble_fx", "DEF")
 library.define(f"linear({_INPUTS}) -> Tensor")
 library.define(f"linear_forward({_INPUTS}) -> (Tensor, Tensor)")
@@ -48,6 +56,16 @@ library.define(
 library.define(
     "linear_backward(Tensor dy, Tensor x, Tensor h, Tensor weight, Tensor down, Tensor up, Tensor[] act, str act_key, "
     "bool[] needs) -> Tensor[]"
+)
+library.define(f"factorized_linear({_FACTORIZED}) -> Tensor")
+library.define(f"factorized_linear_forward({_FACTORIZED}) -> (Tensor, Tensor, Tensor)")
+library.define(
+    "factorized_linear_backward(Tensor dy, Tensor x, Tensor z, Tensor h, Tensor base_down, Tensor base_up, "
+    "Tensor down, Tensor up, Tensor[] act, str act_key, bool[] needs) -> Tensor[]"
+)
+library.define(
+    "joined_factorized(Tensor x, Tensor down, Tensor? down_bias, Tensor up, Tensor? bias, int rank, "
+    "Tensor[] act, str act_key) -> Tensor"
 )
 library.define(f"linear_group({_GROUP}) -> Tensor[]")
 library.define(f"linear_group_forward({_GROUP}) -> (Tensor[], Tensor)")
@@ -62,6 +80,8 @@ library.define("block_branch(Tensor x, str block) -> Tensor")
 
 LINEAR = torch.ops.noble_fx.linear.default
 LINEAR_GROUP = torch.ops.noble_fx.linear_group.default
+FACTORIZED = torch.ops.noble_fx.factorized_linear.default
+JOINED_FACTORIZED = torch.ops.noble_fx.joined_factorized.default
 JOINED_DOWN = torch.ops.noble_fx.joined_down.default
 JOINED_UP = torch.ops.noble_fx.joined_up.default
 GROUPED_PRODUCT = torch.ops.noble_fx.grouped_product.default

@@ -6,7 +6,7 @@ The tensors are read off the modules' own tables, so that whatever put others th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,17 @@ def read(parameters: Table, attributes: Table, name: str) -> Any:
     """The tensor of that name: a parameter, a buffer, or what a wrapper put in a parameter's place (FSDP1's views)."""
     tensor = parameters.get(name)
     return attributes.get(name) if tensor is None else tensor
+
+
+def is_untouched(module: Any) -> bool:
+    """Whether a module has no hooks of its own, and no forward put on the object."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+    )
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,7 @@ class FusedForm:
 class Bound:
     """The places of a branch's tensors, and what must still hold for the operator to stand for the branch."""
 
-    __slots__ = ("_attributes", "_branch", "_input", "_kind", "_places", "_shapes", "_unchanged", "_weight")
+    __slots__ = ("_branch", "_input", "_kind", "_places", "_shapes", "_unchanged", "_weight")
 
     def __init__(self, branch: Any, form: FusedForm):
         modules = dict(branch.named_modules())
@@ -57,7 +68,7 @@ class Bound:
 
         n, k, r = branch.out_features, branch.in_features, branch.rank
         self._input, self._weight = (k,), (n, k)
-        self._branch, self._kind, self._attributes = branch, type(branch), vars(branch)
+        self._branch, self._kind = branch, type(branch)
         # In columns: of a row Dynamo would guard the tuple as well as what is in it.
         places = map(place, (form.down, form.down_bias, form.up, form.up_bias, *form.act))
         self._places = tuple(zip(*places, strict=True))
@@ -71,28 +82,24 @@ class Bound:
         return self._places[2][1] is not None
 
     def operands(
-        self, branch: Any, x: Tensor, weight: Tensor, classes: frozenset[type] = PLAIN_TENSORS
+        self, branch: Any, x: Tensor, shape: Sequence[int], classes: frozenset[type] = PLAIN_TENSORS
     ) -> list[Any] | None:
         """D, d, U, the bias of U (None where there is none), then σ's tensors; None where the branch must run itself.
 
-        `x` [.., K] and `weight` [N, K] are what it is called beside, `classes` those that its tensors may be of.
+        It is called on `x` [.., K] beside a W of that `shape` (N, K); `classes` are those that its tensors may be of.
         """
         if (
-            branch._forward_hooks
-            or branch._forward_pre_hooks
-            or branch._backward_hooks
-            or branch._backward_pre_hooks
-            or type(branch) is not self._kind
+            type(branch) is not self._kind
             or branch is not self._branch  # a copy that shares it, such as a replica of DataParallel's
-            or "forward" in self._attributes
+            or not is_untouched(branch)
             or torch_module._has_any_global_hook()
             or not self._unchanged()
         ):
             return None
         tensors: list[Any] = []
-        for parameters, attributes, name, shape in zip(*self._places, self._shapes, strict=True):
+        for parameters, attributes, name, own in zip(*self._places, self._shapes, strict=True):
             tensor: Any = None if name is None else read(parameters, attributes, name)
-            if name is not None and (type(tensor) not in classes or tensor.shape != shape):
+            if name is not None and (type(tensor) not in classes or tensor.shape != own):
                 return None
             tensors.append(tensor)
-        return tensors if weight.shape == self._weight and x.shape[-1:] == self._input else None
+        return tensors if shape == self._weight and x.shape[-1:] == self._input else None

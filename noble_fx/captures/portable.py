@@ -8,11 +8,12 @@ import torch
 from torch import fx
 
 from noble_fx.errors import CaptureError
+from noble_fx.ops.factorized import eager_factorized
 from noble_fx.ops.linear import eager_linear
 from noble_fx.ops.linear_group import eager_linear_group
-from noble_fx.schema import LINEAR, LINEAR_GROUP
+from noble_fx.schema import FACTORIZED, LINEAR, LINEAR_GROUP
 
-_ORDINARY = {LINEAR: eager_linear, LINEAR_GROUP: eager_linear_group}
+_ORDINARY = {LINEAR: eager_linear, LINEAR_GROUP: eager_linear_group, FACTORIZED: eager_factorized}
 
 
 def run_portable(module: fx.GraphModule, *args: Any) -> Any:

@@ -66,7 +66,7 @@ class Account:
     kernels: tuple[KernelAccount, ...] = ()
     transformed: bool = True  # False: what `transform` would choose with its default settings
     complete: bool = True  # False: maps without a branch are not listed
-    fused_into: str = "noble_fx::linear"  # the operator that a fused site is; empty for a file, which has others
+    runs: bool = True  # False: a file, which says how nothing is run
     # The branches themselves by the names of their sites, for what only values and code show; a file has none.
     branches: Mapping[str, Branch] = field(default_factory=dict, repr=False, compare=False)
 

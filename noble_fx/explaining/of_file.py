@@ -38,7 +38,7 @@ def _of_onnx(path: Path) -> Account:
         config=account["config"],
         base_params=account["base_params"],
         branch_params=account["branch_params"],
-        fused_into="",
+        runs=False,
     )
 
 
@@ -72,7 +72,7 @@ def _of_folder(folder: Path) -> Account:
         base_params=sum(sizes.values()) - ours,
         branch_params=ours,
         complete=False,
-        fused_into="",
+        runs=False,
     )
 
 

@@ -87,7 +87,8 @@ def _entry(model: nn.Module, site: Site, branch: Branch | None) -> SiteAccount:
 
 
 def _kernels(model: nn.Module, listed: tuple[Site, ...], held: dict[str, Branch]) -> tuple[KernelAccount, ...]:
-    fused = [site for site in listed if site.selected and not site.unfused]
+    # A factorized one has the kernels of three plain layers, none its own (`runtime/factorized_kernels.py`).
+    fused = [site for site in listed if site.selected and not site.unfused and not site.base]
     biases = [not site.weight and getattr(module_at(model, site.fqn), "bias", None) is not None for site in fused]
     return kernel_accounts(zip((held[site.fqn] for site in fused), biases, strict=True))
 

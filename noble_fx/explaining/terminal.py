@@ -133,12 +133,16 @@ def _eager(account: Account) -> Iterator[str]:
 
 def _fused(account: Account) -> Iterator[str]:
     chosen = account.chosen
-    if not (chosen and account.fused_into and account.transformed):
+    if not (chosen and account.runs and account.transformed):
         return
     grouped_calls = any(graph.groups for graph in account.graphs if graph.mode != LOOKING)
     or_group = " or one of a noble_fx::linear_group" if grouped_calls else ""
+    thin = sum(entry.way != EAGER and bool(entry.site.base) for entry in chosen)
     fused = sum(entry.way != EAGER for entry in chosen)
-    yield f"fused: {fused} sites, each one {account.fused_into}{or_group}"
+    if fused > thin or not thin:
+        yield f"fused: {fused - thin} sites, each one noble_fx::linear{or_group}"
+    if thin:
+        yield f"fused: {thin} sites with a factorized W, each one noble_fx::factorized_linear"
     if fused:
         yield f"kernels: generated for {fused - len(account.no_kernels)} of {fused} fused sites, on a GPU"
     yield from _ways(account.kernels)

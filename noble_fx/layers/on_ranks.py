@@ -30,7 +30,7 @@ def fused_on_ranks(layer: Any, branch: Branch, x: Any) -> Tensor | None:
     if branch.bound is None or type(weight) is not DTensor or not (bias is None or type(bias) is DTensor):
         return None
     weight = layer.matrix(weight)
-    operands = branch.bound.operands(branch, x, weight, _DISTRIBUTED)
+    operands = branch.bound.operands(branch, x, weight.shape, _DISTRIBUTED)
     if operands is None or operands[3] is not None:
         return None
     down, down_bias, up, _, *act = operands

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+from noble_fx.bases.low_rank import LowRank
 from noble_fx.errors import ConfigError, Refusal
 from noble_fx.layers import attention, conv1d, convolution, experts, linear, opaque, quantized
 from noble_fx.layers.base import Augmented, LayerRow, class_with_branch, plain_class
@@ -198,7 +199,8 @@ def why_eager(layer: nn.Module) -> Refusal | None:
     if refusal := row.eager(layer):
         return refusal
     if isinstance(layer, Structured):
-        return Refusal(f"its weight is {layer.base.kind}, beside which the branch runs")
+        beside = Refusal(f"its weight is {layer.base.kind}, beside which the branch runs")
+        return None if type(layer.base) is LowRank else beside
     plain, known = plain_class(layer), _class_of(row, plain_class(layer))
     if plain.forward is not known.forward:
         return Refusal(f"{plain.__qualname__} has a forward of its own, beside which the branch runs")

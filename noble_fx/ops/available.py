@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -60,14 +61,19 @@ def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype, shape: tuple[int,
 @functools.lru_cache(maxsize=512)
 def _kernels(layer: Layer, gpu: Gpu, tf32: bool) -> LayerKernels | Refusal:
     try:
-        if layer.frozen:  # the last are buffers, which have no gradient in any case
-            parameters = activation(layer).parameters
-            layer = replace(layer, frozen=tuple(at for at in layer.frozen if at < parameters))
-        return layer_kernels(layer, gpu.backend, gpu.shared, tf32, gpu.descriptors)
+        return layer_kernels(of_parameters(layer), gpu.backend, gpu.shared, tf32, gpu.descriptors)
     except KernelError as error:
         return Refusal(str(error))
     except Exception as error:  # PyTorch operators are right where this package's own generator fails
         return Refusal(f"{type(error).__name__} while its kernels were generated: {error}; please report it")
+
+
+def of_parameters(layer: Layer) -> Layer:
+    """The layer, frozen tensors those of σ's parameters alone: buffers, the last, have no gradient in any case."""
+    if not layer.frozen:
+        return layer
+    parameters = activation(layer).parameters
+    return replace(layer, frozen=tuple(at for at in layer.frozen if at < parameters))
 
 
 def kernels_on(device: torch.device, layer: Layer) -> LayerKernels | Refusal:
@@ -94,22 +100,34 @@ def kernels_for(
     operands: Operands[Tensor], bias: bool, down_bias: bool, frozen: tuple[int, ...] = ()
 ) -> LayerKernels | None:
     """The kernels for these tensors, or None where PyTorch operators must do; `frozen` as in `Layer`."""
-    x, sites, act = operands.x, operands.sites, operands.act()
+    x, sites = operands.x, operands.sites
     gpu = gpu_of(x.device)
     if gpu is None:
         return None
-    stored = {tensor.dtype for tensor in act if tensor.is_floating_point()} or {x.dtype}
+    columns = tuple(site.weight.shape[0] for site in sites)
     products = [tensor for site in sites for tensor in site[:-1] if tensor is not None]
+    rank = sites[0].down.shape[0]
+    layer = layer_of(x, products, operands.act(), Layer(x.shape[-1], columns, rank, operands.key, x.dtype, x.dtype))
+    if layer is None or not all(_fits(site, x.shape[-1], columns[at], rank) for at, site in enumerate(sites)):
+        return None  # PyTorch's operators have their own words for that
+    layer = replace(layer, bias=bias, down_bias=down_bias, frozen=frozen)
+    tf32 = x.dtype == torch.float32 and tf32_products()
+    kernels = _kernels(layer, gpu, tf32)
+    return kernels if isinstance(kernels, LayerKernels) and not is_refused(layer, x.device) else None
+
+
+def layer_of(x: Tensor, products: Sequence[Tensor], act: Sequence[Tensor], layer: Layer) -> Layer | None:
+    """The layer with the dtype of σ's tensors; None where dtypes or devices are several."""
+    stored = {tensor.dtype for tensor in act if tensor.is_floating_point()} or {x.dtype}
     alike = all(tensor.dtype == x.dtype for tensor in products)
     if not alike or len(stored) > 1 or any(tensor.device != x.device for tensor in (*products, *act)):
         return None
-    columns, rank = tuple(site.weight.shape[0] for site in sites), sites[0].down.shape[0]
-    if not all(_fits(site, x.shape[-1], columns[at], rank) for at, site in enumerate(sites)):
-        return None  # PyTorch's operators have their own words for that
-    layer = Layer(x.shape[-1], columns, rank, operands.key, x.dtype, stored.pop(), bias, down_bias, frozen)
-    tf32 = x.dtype == torch.float32 and tf32_products()
-    kernels = _kernels(layer, gpu, tf32)
-    return kernels if isinstance(kernels, LayerKernels) and (_asked(layer), x.device) not in _refused else None
+    return replace(layer, act_dtype=stored.pop())
+
+
+def is_refused(layer: Layer, device: torch.device) -> bool:
+    """Whether the compiler or the GPU once refused the kernels of such a layer."""
+    return (_asked(layer), device) in _refused
 
 
 def _fits(site: SiteOperands[Tensor], inputs: int, columns: int, rank: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from noble_fx.ops import composite, cuda, direct, traced
+from noble_fx.ops import composite, cuda, direct, factorized, traced
 from noble_fx.ops.direct import Flat, Tensors
 from noble_fx.ops.from_flat import operators_of
 from noble_fx.schema import library
@@ -49,5 +49,10 @@ def _rule(function: Callable[..., Any]) -> Callable[..., Any]:
     return rule
 
 
-for name, function in operators_of(direct.Implementation(_forward, _backward)).items():
+_WHOLE_IN_PYTORCH: dict[str, Callable[..., Any]] = {
+    "factorized_linear": lambda *arguments: factorized.forward(*arguments)[0],
+    "factorized_linear_forward": factorized.forward,
+    "factorized_linear_backward": factorized.backward,
+}
+for name, function in (operators_of(direct.Implementation(_forward, _backward)) | _WHOLE_IN_PYTORCH).items():
     torch.library.register_torch_dispatch(f"noble_fx::{name}", FunctionalTensorMode, _rule(function), lib=library)

@@ -6,7 +6,7 @@ Operands may be tensors with numbers (`routes.py`) or a tracer's (`traced.py`): 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
@@ -83,7 +83,7 @@ def forward_direction(flat: Tensors, count: int, act_key: str, keep_h: bool) -> 
         return None
     layer = kernels.layer
     names: list[Any] = [name for name, t in zip(names_of(kernels).flat(), flat, strict=True) if t is not None]
-    tensors, prepare = _laid_out(layer, names, [tensor for tensor in flat if tensor is not None])
+    tensors, prepare = laid_out(*_read(layer), names, [tensor for tensor in flat if tensor is not None])
     batch, rank = x.shape[:-1], layer.rank
     shapes = {layer.name("y", at): (*batch, n) for at, n in enumerate(layer.out_features)}
     shapes["h"] = (*batch, rank) if count == 1 else (count, *batch, rank)
@@ -105,7 +105,7 @@ def backward_direction(
         return None
     names: list[Any] = names_of(kernels).flat()
     of_operands = [kernels.layer.name("dy", site) for site in range(count)] + without_biases(names, count) + ["h"]
-    tensors, prepare = _laid_out(kernels.layer, of_operands, [*dy, *without_biases(flat, count), h])
+    tensors, prepare = laid_out(*_read(kernels.layer), of_operands, [*dy, *without_biases(flat, count), h])
     needed = dict(zip(names, map(bool, needs), strict=True))
     return Direction(kernels, tensors, prepare, {"x": x.shape}, x.device, needed)
 
@@ -133,17 +133,21 @@ def _names(layer: Layer, act: tuple[str, ...]) -> Operands[str]:
 # --- layouts ---------------------------------------------------------------------------------------------------------
 
 
-def _laid_out(
-    layer: Layer, names: Sequence[str], tensors: Sequence[Any]
+def _read(layer: Layer) -> tuple[set[str], set[str]]:
+    """The names of the operands that kernels read as rows, and of those that they read by any strides."""
+    wide = {"x", *(layer.name("dy", site) for site in range(layer.sites)), *(("h",) if layer.sites == 1 else ())}
+    return wide, {layer.name("weight", site) for site in range(layer.sites)}
+
+
+def laid_out(
+    wide: Collection[str], strided: Collection[str], names: Sequence[str], tensors: Sequence[Any]
 ) -> tuple[dict[str, Tensor], dict[str, Prepare]]:
     """Operands laid out as kernels read them, and by which step each is, where one is needed."""
-    wide = {"x", *(layer.name("dy", site) for site in range(layer.sites)), *(("h",) if layer.sites == 1 else ())}
-    strided = {layer.name("weight", site) for site in range(layer.sites)}
     found: dict[str, Tensor] = {}
     steps: dict[str, Prepare] = {}
     for name, tensor in zip(names, tensors, strict=True):
         step = _step(tensor) if name in wide else None
-        if name not in wide | strided and not tensor.is_contiguous():
+        if name not in wide and name not in strided and not tensor.is_contiguous():
             step = Tensor.contiguous
         found[name] = tensor if step is None else step(tensor)
         if step is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from noble_fx.imports import after_import
-from noble_fx.ops import inference, linear, linear_group
+from noble_fx.ops import factorized, inference, linear, linear_group
 
 _ops = torch.ops.noble_fx
 # y += a b for a [m, k] and b [k, n], of which torch counts the form out of place alone; it hands over shapes.
@@ -22,6 +22,10 @@ _IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {
     _ops.linear: linear.forward,
     _ops.linear_forward: linear.forward,
     _ops.linear_backward: linear.backward,
+    _ops.factorized_linear: factorized.forward,
+    _ops.factorized_linear_forward: factorized.forward,
+    _ops.factorized_linear_backward: factorized.backward,
+    _ops.joined_factorized: inference.joined_factorized,
     _ops.linear_group: linear_group.forward,
     _ops.linear_group_forward: linear_group.forward,
     _ops.linear_group_backward: linear_group.backward,

@@ -135,23 +135,31 @@ def gradients(
     """
     x, (site,), (need,) = rows_of(operands.x), operands.sites, needs.sites
     dy, h = rows_of(dy), rows_of(h)
-    t, dh, *d_act = _program(h, operands.key).differentiate(h, *_widen(site.act, h.dtype), _cast(dy @ site.up, h.dtype))
-    t, dh = _cast(t, x.dtype), _cast(dh, x.dtype)
+    t, dh, d_act = through_sigma(dy @ site.up, h, site.act, operands.key)
     if needs.x:
         dx = (dy @ site.weight).view(operands.x.shape) if dx is None else _plus(dx, dy, site.weight)
         dx = _plus(dx, dh, site.down)
-    triples = zip(d_act, site.act, need.act, strict=False)  # buffers, which have no gradient, are the last of `act`
-    d_parameters = [_cast(gradient, tensor.dtype) if wanted else None for gradient, tensor, wanted in triples]
-    buffers = [None] * (len(site.act) - len(d_act))
     of_site: SiteOperands[Tensor | None] = SiteOperands(
         weight=dy.t() @ x if need.weight else None,
         bias=dy.sum(0) if need.bias else None,
         down=dh.t() @ x if need.down else None,
         down_bias=dh.sum(0) if need.down_bias else None,
         up=dy.t() @ t if need.up else None,
-        act=(*d_parameters, *buffers),
+        act=tuple(gradient if wanted else None for gradient, wanted in zip(d_act, need.act, strict=True)),
     )
     return Operands(dx, (of_site,))
+
+
+def through_sigma(
+    dt: Tensor, h: Tensor, act: Sequence[Tensor], act_key: str
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """t = σ(h) and dh [S, r] in the dtype of dt, and the gradient of each of σ's tensors: None for its buffers."""
+    t, dh, *found = activation_program(act_key, int(h.shape[-1]), h.dtype).differentiate(
+        h, *_widen(act, h.dtype), _cast(dt, h.dtype)
+    )
+    of_parameters = [_cast(gradient, tensor.dtype) for gradient, tensor in zip(found, act, strict=False)]
+    buffers = [None] * (len(act) - len(found))  # the last of `act`
+    return _cast(t, dt.dtype), _cast(dh, dt.dtype), [*of_parameters, *buffers]
 
 
 def rows_of(tensor: Tensor) -> Tensor:

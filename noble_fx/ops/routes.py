@@ -43,7 +43,7 @@ def forward(flat: Tensors, count: int, act_key: str, keep_h: bool) -> list[Tenso
     """
     tensors: list[Any] = [tensor for tensor in flat if tensor is not None]
     less = (act_key, count, keep_h, flat[count + 1] is None, tensors[0].shape, len(tensors))
-    route = _found(less, tensors, lambda: forward_direction(flat, count, act_key, keep_h))
+    route = found(less, tensors, lambda: forward_direction(flat, count, act_key, keep_h))
     return None if route is None else route.run(tensors)
 
 
@@ -53,12 +53,12 @@ def backward(
     """A gradient for each operand in the flat order, None where `needs` says no; or None as for `forward`."""
     tensors = [*dy, *without_biases(flat, count), h]
     less = (act_key, count, tuple(needs), dy[0].shape)
-    route = _found(less, tensors, lambda: backward_direction(dy, h, flat, count, act_key, needs))
+    route = found(less, tensors, lambda: backward_direction(dy, h, flat, count, act_key, needs))
     results = None if route is None else route.run(tensors)
     if results is None:
         return None
-    found = iter(results)
-    return [next(found) if need else None for need in needs]
+    answers = iter(results)
+    return [next(answers) if need else None for need in needs]
 
 
 def forget() -> None:
@@ -67,7 +67,7 @@ def forget() -> None:
     _recent.clear()
 
 
-def _found(less: tuple[Any, ...], tensors: Sequence[Tensor], resolve: Callable[[], Direction | None]) -> Route | None:
+def found(less: tuple[Any, ...], tensors: Sequence[Tensor], resolve: Callable[[], Direction | None]) -> Route | None:
     """The route of these tensors: the last one that was asked for with `less`, where it fits, or else by all that
     decides how they are run."""
     if tensors[0].dtype is torch.float32:

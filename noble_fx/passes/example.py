@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from noble_fx.bases.low_rank import LowRank
 from noble_fx.branches.experts import BranchGroup, expert_branches
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.config import NobleConfig
 from noble_fx.layers.linear import NobleLinear
+from noble_fx.layers.restructure import structure
 from noble_fx.sites.site import BLOCK
 from noble_fx.tracing_lock import tracing
 
@@ -30,6 +32,15 @@ def layer(act: str = "cosnet", fused: bool = True) -> nn.Module:
     """A linear layer [OUT, IN] with its branch in `noble`, as the reference recipe draws it."""
     linear = NobleLinear.build(IN, OUT, RANK, act=act, preset="reference")
     _prepare(linear.noble, fused)
+    return linear
+
+
+def factorized_layer() -> nn.Module:
+    """Such a layer, its W the product of two of rank RANK + 1."""
+    linear: Any = layer()
+    base = LowRank(IN, OUT, RANK + 1)
+    base.fill(linear.weight)
+    structure(linear, base, linear.bias)
     return linear
 
 

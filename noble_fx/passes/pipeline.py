@@ -21,6 +21,8 @@ inference noble_fx::linear(x, w, …)     fold_branch       over the folded bran
 
 export    noble_fx::linear(x, w, …)     merge_branch      on a graph of its own, made by torch.export
        -> joined_up(x, [W U], …)        join_up           `join="down"`: join_down, [W; D]; `join=False`: neither
+          factorized_linear(x, B, A, …) join_factorized
+       -> joined_factorized(x, [B; D], [A U], …)
                                         remove_dead       the cleanup
 
 rows      view(f(view(x)))              sink_view         on the same graph in aten operators, until it is stable
@@ -38,6 +40,7 @@ from noble_fx.passes.fuse.share_input import share_input
 from noble_fx.passes.fuse.split_group import split_group
 from noble_fx.passes.inference.fold_branch import fold_branch
 from noble_fx.passes.inference.join_down import join_down
+from noble_fx.passes.inference.join_factorized import join_factorized
 from noble_fx.passes.inference.join_up import join_up
 from noble_fx.passes.inference.merge_branch import merge_branch
 from noble_fx.passes.inference.merge_view import merge_view
@@ -71,8 +74,8 @@ _ALL = (
     Pipeline((share_input,), name="compiled"),
     Pipeline((drop_branch, drop_block_place), name="base"),
     Pipeline((split_group, fold_branch, share_input), name="inference"),
-    Pipeline((split_group, merge_branch, join_up), cleanup=(remove_dead,), name="export"),
-    Pipeline((split_group, merge_branch, join_down), cleanup=(remove_dead,), name="export_down"),
+    Pipeline((split_group, merge_branch, join_up, join_factorized), cleanup=(remove_dead,), name="export"),
+    Pipeline((split_group, merge_branch, join_down, join_factorized), cleanup=(remove_dead,), name="export_down"),
     Pipeline((split_group, merge_branch), cleanup=(remove_dead,), name="export_apart"),
     Pipeline((sink_view, merge_view), until_stable=True, name="rows"),  # a view that has sunk may meet another
 )

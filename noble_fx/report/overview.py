@@ -47,7 +47,7 @@ def facts(account: Account) -> list[Fact]:
     found = [carry, _added("Parameters", account.base_params, account.planned_params, "B")]
     if account.branch_flops is not None:
         found.append(_added("FLOPs a token", account.base_flops, account.branch_flops, "G"))
-    if not (account.transformed and account.fused_into and account.chosen):
+    if not (account.transformed and account.runs and account.chosen):
         return found
     fused = sum(entry.way != EAGER for entry in account.chosen)
     generated = fused - len(account.no_kernels)
@@ -69,7 +69,7 @@ def left_out(account: Account) -> list[Reason]:
 
 def on_a_gpu(account: Account) -> list[Reason]:
     """What runs there with generated kernels and what does not."""
-    if not (account.transformed and account.fused_into):
+    if not (account.transformed and account.runs):
         return []
     by_reason: dict[str, list[str]] = {}
     for entry in account.chosen:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -181,6 +182,7 @@ class CallBuilder:
     _buffers: list[Buffer] = field(default_factory=list)
     _parts: list[Part] = field(default_factory=list)
     _steps: list[Step] = field(default_factory=list)
+    _widths: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._slots = {name: at for at, name in enumerate(self.operands)}
@@ -200,10 +202,17 @@ class CallBuilder:
 
     def launch(self, name: str) -> None:
         """A kernel over the rows, its arguments bound by their names; raises `KernelError` where nothing is bound."""
-        kernel = self.kernels[name]
+        self.launch_as(self.kernels[name])
+
+    def launch_as(self, kernel: Kernel, names: Mapping[str, str] = MappingProxyType({})) -> None:
+        """A kernel on other tensors than its arguments' names say: `names` says which, of a kernel of another layer."""
         self._steps.append(
-            Launch(kernel, tuple(self._argument(argument.name, kernel) for argument in kernel.arguments))
+            Launch(kernel, tuple(self._argument(argument.name, kernel, names) for argument in kernel.arguments))
         )
+
+    def dense_rows(self, name: str, width: int) -> None:
+        """That tensor, which a step of PyTorch's makes, is [rows, width] and contiguous: kernels may read it."""
+        self._widths[name] = width
 
     def operator(self, make: Callable[..., Operator], out: str, *others: str | None, **settings: Any) -> None:
         """A step of PyTorch's: `make(out, *others, **settings)`, tensors by name."""
@@ -234,13 +243,17 @@ class CallBuilder:
         self._slots[name] = slot = len(self._slots)
         return slot
 
-    def _argument(self, name: str, kernel: Kernel) -> Slot | Size:
+    def _argument(self, name: str, kernel: Kernel, names: Mapping[str, str]) -> Slot | Size:
         tensor, stride, axis = name.rpartition("_stride_")
+        tensor = names.get(tensor, tensor)
         if stride and tensor in self.operands:
             found: int = self.operands[tensor].stride(int(axis))
             return found
-        if name.endswith("_ptr") and name.removesuffix("_ptr") in self._slots:
-            return Slot(self._slots[name.removesuffix("_ptr")])
+        if stride and tensor in self._widths and axis == "0":
+            return self._widths[tensor]
+        tensor = names.get(name.removesuffix("_ptr"), name.removesuffix("_ptr"))
+        if name.endswith("_ptr") and tensor in self._slots:
+            return Slot(self._slots[tensor])
         if name in ("rows", "programs"):
             return name
         raise KernelError(f"{kernel.name} needs {name!r}, to which nothing is bound; please report it")

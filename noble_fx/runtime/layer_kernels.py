@@ -148,7 +148,7 @@ class LayerKernels:
         call = self._begin(operands)
         self._parts_of_h(call)
         gradients: dict[str, str] = {}
-        if any(need for name, need in needs.items() if not name.startswith(("weight", "bias"))):
+        if any(need for name, need in needs.items() if not name.startswith(("weight", "bias", "base_"))):
             at_once = inputs == FIRST and needs["x"] and "branch_first_backward" in self.kernels
             if at_once:
                 self._result(call, "dx", self.layer.in_features)
@@ -160,6 +160,11 @@ class LayerKernels:
             gradients |= (
                 self._branch_weights(call, needs) if weights == VENDOR else self._branch_weights_at_once(call, needs)
             )
+        self._base_weights(call, needs, gradients)
+        return call.finish({name: gradients[name] for name, need in needs.items() if need})
+
+    def _base_weights(self, call: CallBuilder, needs: Mapping[str, bool], gradients: dict[str, str]) -> None:
+        """dW = dyᵀ x and db = Σ dy, where they are needed and not there yet."""
         for site in self.sites:
             weight, bias, dy = (self.layer.name(name, site) for name in ("weight", "bias", "dy"))
             if needs[weight]:
@@ -168,7 +173,6 @@ class LayerKernels:
             if needs[bias] and bias not in gradients:
                 call.operator(ColumnSum, f"d_{bias}", dy)
                 gradients[bias] = f"d_{bias}"
-        return call.finish({name: gradients[name] for name, need in needs.items() if need})
 
     def _bottleneck(self, call: CallBuilder, instead: str) -> None:
         """What follows from dt = dy U and h alone: t, dh, and what each tile of rows adds to sums over the rows.

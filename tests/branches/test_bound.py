@@ -7,7 +7,7 @@ from torch import nn
 import noble_fx
 from noble_fx import NobleBranch, NobleConfig
 
-X, WEIGHT = torch.randn(3, 8), torch.randn(6, 8)
+X, SHAPE = torch.randn(3, 8), (6, 8)
 
 
 def branch_of(**settings: object) -> NobleBranch:
@@ -18,7 +18,7 @@ def branch_of(**settings: object) -> NobleBranch:
 
 def test_its_tensors_in_the_order_of_the_operator():
     branch = branch_of(preset="reference")
-    found = branch.bound.operands(branch, X, WEIGHT)
+    found = branch.bound.operands(branch, X, SHAPE)
     expected = [branch.down, branch.down_bias, branch.up, None, *branch.act.parameters()]
     assert list(map(id, found)) == list(map(id, expected))
 
@@ -26,7 +26,7 @@ def test_its_tensors_in_the_order_of_the_operator():
 def test_a_folded_branch_has_a_bias_of_u():
     branch = branch_of(act="silu_scale", preset="reference")
     branch.fold()
-    found = branch.bound.operands(branch, X, WEIGHT)
+    found = branch.bound.operands(branch, X, SHAPE)
     assert found[2] is branch.up
     assert len(found) == 4 + len(branch.act_tensors())
 
@@ -40,15 +40,15 @@ def test_nothing_where_a_tensor_is_gone_or_no_plain_one():
     ):
         branch = branch_of()
         damage(branch)
-        assert branch.bound.operands(branch, X, WEIGHT) is None
+        assert branch.bound.operands(branch, X, SHAPE) is None
 
 
 def test_nothing_beside_a_weight_or_an_input_of_another_shape():
     branch = branch_of()
-    assert branch.bound.operands(branch, X, WEIGHT) is not None
-    assert branch.bound.operands(branch, X, torch.randn(7, 8)) is None
-    assert branch.bound.operands(branch, torch.randn(3, 7), WEIGHT) is None
-    assert branch.bound.operands(branch, torch.tensor(1.0), WEIGHT) is None
+    assert branch.bound.operands(branch, X, SHAPE) is not None
+    assert branch.bound.operands(branch, X, (7, 8)) is None
+    assert branch.bound.operands(branch, torch.randn(3, 7), SHAPE) is None
+    assert branch.bound.operands(branch, torch.tensor(1.0), SHAPE) is None
 
 
 def test_an_eager_branch_is_not_bound():
@@ -61,8 +61,8 @@ def test_nothing_for_a_copy_that_shares_it():
     branch = branch_of()
     replica = branch._replicate_for_data_parallel()
     assert replica.bound is branch.bound
-    assert branch.bound.operands(replica, X, WEIGHT) is None
-    assert branch.bound.operands(branch, X, WEIGHT) is not None
+    assert branch.bound.operands(replica, X, SHAPE) is None
+    assert branch.bound.operands(branch, X, SHAPE) is not None
 
 
 @pytest.mark.parametrize(("preset", "has"), [("paper", False), ("reference", True)])

@@ -53,4 +53,5 @@ def test_a_transformed_model_tells_both():
     torch.manual_seed(0)
     text = str(noble_fx.explain(noble_fx.transform(compressed(), rank=4, select="all", seed=0)))
     assert "W is factorized at 1 layers" in text
-    assert "eager branch at 1 sites: its weight is factorized" in text
+    assert "fused: 1 sites, each one noble_fx::linear" in text
+    assert "fused: 1 sites with a factorized W, each one noble_fx::factorized_linear" in text

@@ -7,7 +7,7 @@ from torch import nn
 import noble_fx
 from noble_fx.ops.inference import DECOMPOSITIONS, joined_down, joined_up
 from noble_fx.ops.inference import linear as rows_linear
-from noble_fx.schema import JOINED_DOWN, JOINED_UP, LINEAR, LINEAR_GROUP
+from noble_fx.schema import FACTORIZED, JOINED_DOWN, JOINED_FACTORIZED, JOINED_UP, LINEAR, LINEAR_GROUP
 from tests.models import loud
 
 
@@ -59,4 +59,6 @@ def test_the_operators_are_well_formed():
     torch.library.opcheck(JOINED_DOWN, (x, weight, None, branch.up, *act), test_utils=tests)
     weight = torch.randn(10, 16, dtype=torch.float64)
     torch.library.opcheck(JOINED_UP, (x, weight, None, branch.down, None, *act), test_utils=tests)
-    assert set(DECOMPOSITIONS) == {LINEAR, LINEAR_GROUP, JOINED_DOWN, JOINED_UP}
+    both, last = torch.randn(5 + 4, 12, dtype=torch.float64), torch.randn(14, 5 + 4, dtype=torch.float64)
+    torch.library.opcheck(JOINED_FACTORIZED, (x, both, None, last, None, 5, *act), test_utils=tests)
+    assert set(DECOMPOSITIONS) == {LINEAR, LINEAR_GROUP, FACTORIZED, JOINED_FACTORIZED, JOINED_DOWN, JOINED_UP}
