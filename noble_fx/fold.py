@@ -8,28 +8,34 @@ a strided view or costs a copy of it, which eats the gain. `export_onnx` joins W
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from noble_fx.attach.attach import named_branches
 from noble_fx.attach.copying import deep_copy
-from noble_fx.branches.base import Branch
+from noble_fx.branches.own_tensors import more_than_its_tensors
 from noble_fx.captures.base import check_model
 from noble_fx.captures.table import captured
-from noble_fx.errors import ConfigError, NobleError, Refusal
+from noble_fx.errors import ConfigError, NobleError
 from noble_fx.passes.history import Step
 from noble_fx.passes.inference.fold_branch import fold_branch
+from noble_fx.training.changing.drop_channels import check_drop, drop_channels
 
 
-def fold(model: nn.Module) -> nn.Module:
+def fold(model: nn.Module, drop: float | None = None, inputs: Any = None) -> nn.Module:
     """An inference-only copy of `model`: in eval mode, without gradients, ω and φ folded. `model` is unchanged.
 
-    What has nothing to fold (GELU, an activation of your own) is copied as it is. Raises `ConfigError` where the model
-    carries no branches or cannot be copied.
+    What has nothing to fold (GELU, an activation of your own) is copied as it is. With `drop`, channels go first: of
+    each branch the lowest rank stays whose result is off by no more than this share of its norm on `inputs` (a batch
+    for the model, or a list of batches; without, on noise), U fitted to make up for the rest. 0 takes out channels that
+    nobody hears: by U, and of a σ that mixes them (CosNet) by its matrix as well, since they go in pairs.
+    Raises `ConfigError` where the model carries no branches or cannot be copied.
     """
     if not named_branches(model):
         raise ConfigError("the model carries no branches, so there is nothing to fold; call noble_fx.transform first")
     check_model(model)
+    check_drop(drop, inputs)
     try:
         copied = deep_copy(model, {})
     except NobleError:  # what a captured model says
@@ -39,18 +45,10 @@ def fold(model: nn.Module) -> nn.Module:
         raise ConfigError(
             f"the model cannot be copied, and a fold is a copy: {type(error).__name__}: {cause}"
         ) from error
+    if drop is not None:
+        drop_channels(copied, drop, inputs)
     fold_in_place(copied)
     return copied.eval().requires_grad_(False)
-
-
-def more_than_its_tensors(branch: Branch) -> Refusal | None:
-    """What a branch does besides its own maths on its own tensors, which rewriting these would lose; or None."""
-    for part in branch.modules():
-        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
-            return Refusal("hooks on the branch (prune, weight_norm or of your own) would be lost")
-        if is_parametrized(part):
-            return Refusal("the branch is parametrized")
-    return None
 
 
 def fold_in_place(model: nn.Module) -> list[Step]:

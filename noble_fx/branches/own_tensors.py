@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from noble_fx.branches.bound import read
 from noble_fx.distributed import laid_out_like
-from noble_fx.errors import ConfigError
+from noble_fx.errors import ConfigError, Refusal
 
 _BEHIND = ("_orig", "_g", "_v")  # what prune, weight_norm and spectral_norm append to the name of a parameter
 
@@ -72,3 +72,13 @@ def _refill_behind(module: nn.Module, name: str, drawn: Tensor) -> None:
             f"{name!r} is parametrized, and its parametrization has no right_inverse that would take new values "
             f"({error}); remove the parametrization first"
         ) from error
+
+
+def more_than_its_tensors(branch: nn.Module) -> Refusal | None:
+    """What a branch does besides its own maths on its own tensors, which rewriting these would lose; or None."""
+    for part in branch.modules():
+        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+            return Refusal("hooks on the branch (prune, weight_norm or of your own) would be lost")
+        if parametrize.is_parametrized(part):
+            return Refusal("the branch is parametrized")
+    return None

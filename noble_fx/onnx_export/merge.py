@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from noble_fx.attach.attach import carriers, detach, site_name
 from noble_fx.branches.base import Branch
+from noble_fx.branches.own_tensors import more_than_its_tensors
 from noble_fx.captures.table import captured
 from noble_fx.errors import Refusal
-from noble_fx.fold import more_than_its_tensors
 from noble_fx.layers.registry import why_eager
 from noble_fx.passes.history import Step
 from noble_fx.passes.inference.merge_branch import merge_branch

@@ -16,9 +16,9 @@ from noble_fx.attach.restore import restored_on_error
 from noble_fx.attach.settled import settle
 from noble_fx.branches.base import Branch
 from noble_fx.branches.channels import Resized
+from noble_fx.branches.own_tensors import more_than_its_tensors
 from noble_fx.config import RankSpec, check_rank, check_regex, plain_rank, resolve_rank
 from noble_fx.errors import ConfigError, Refusal, nearest
-from noble_fx.fold import more_than_its_tensors
 from noble_fx.sites.site import Site
 from noble_fx.tables import as_text, table
 from noble_fx.torch_versions import forget_compiled
@@ -78,7 +78,7 @@ def set_rank(
     wanted = _wanted(found, rank)
     changing = [site for site in found.selected if wanted[site.fqn] != site.rank]
     shrinking = [b for site in changing if wanted[site.fqn] < site.rank for b in found.branches(site)]
-    _check_finite(found, shrinking)
+    check_finite(found, shrinking)
     rows = collected(found.model, shrinking, inputs) if inputs is not None else {}
     new = {site.fqn: _resized(found, site, wanted[site.fqn], rows) for site in changing}
     changes = _parameter_changes(found, changing, new)
@@ -98,7 +98,7 @@ def set_rank(
     return report
 
 
-def _check_finite(found: Running, shrinking: Sequence[Branch]) -> None:
+def check_finite(found: Running, shrinking: Sequence[Branch]) -> None:
     """Refuse to choose among channels of a branch whose own numbers are not finite; raises `ConfigError`."""
     going = set(map(id, shrinking))
     for site in found.selected:
@@ -150,19 +150,19 @@ def _rank_of(site: Site, rank: Any) -> int:
 
 def _resized(found: Running, site: Site, rank: int, rows: Mapping[int, Tensor]) -> list[Resized]:
     return [
-        _resized_branch(own_name(site_name(path), found.model), branch, rank, rows.get(id(branch)))
+        resized_branch(own_name(site_name(path), found.model), branch, rank, rows.get(id(branch)))
         for path, branch in zip(branch_paths(site), found.branches(site), strict=True)
     ]
 
 
-def _resized_branch(name: str, old: Branch, rank: int, rows: Tensor | None) -> Resized:
+def resized_branch(name: str, old: Branch, rank: int, rows: Tensor | None) -> Resized:
     """The new branch as its place wants it; raises `ConfigError` where there is none."""
     if rows is not None and not rows.isfinite().all():
         raise ConfigError(
             f"the inputs give non-finite values at site {name!r}; leave out rows with NaN or infinities, or see where "
             "they come from by noble_fx.find_nonfinite(model, ...)"
         )
-    answer = _answer(old, rank, rows)
+    answer = other_rank(old, rank, rows)
     if isinstance(answer, Resized) and rank < old.rank and (_not_finite(answer.branch) or not isfinite(answer.error)):
         answer = Refusal("what is fitted to its values is not finite: they are too large for their dtype")
     if isinstance(answer, Refusal):
@@ -179,7 +179,7 @@ def _resized_branch(name: str, old: Branch, rank: int, rows: Tensor | None) -> R
     return answer
 
 
-def _answer(old: Branch, rank: int, rows: Tensor | None) -> Resized | Refusal:
+def other_rank(old: Branch, rank: int, rows: Tensor | None) -> Resized | Refusal:
     if any(parameter.is_meta for parameter in old.parameters()):
         return Refusal("it is on the meta device and has no values; transform anew with this rank")
     try:

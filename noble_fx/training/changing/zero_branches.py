@@ -6,8 +6,8 @@ from torch import nn
 
 from noble_fx.attach.attach import named_branches
 from noble_fx.attach.restore import restored_on_error
+from noble_fx.branches.own_tensors import more_than_its_tensors
 from noble_fx.errors import ConfigError
-from noble_fx.fold import more_than_its_tensors
 from noble_fx.wrappers import own_name
 
 
