@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from noble_fx.attach.attach import named_branches
@@ -63,11 +64,12 @@ class NobleTrainerMixin:
 
 
 def _regroup(optimizer: Any, model: Any, lr: float, weight_decay: float) -> None:
-    if not isinstance(optimizer, Optimizer) or optimizer.state:
+    own = [p for branch in named_branches(model).values() for p in branch.parameters()]
+    if not _takes_groups(optimizer, own):
         raise ConfigError(
             f"{type(optimizer).__qualname__} takes no groups of branches; give the Trainer optimizers=(optimizer, None)"
         )
-    of_branches = {id(p) for branch in named_branches(model).values() for p in branch.parameters()}
+    of_branches = {id(p) for p in own}
     base = [
         {**group, "params": [p for p in group["params"] if id(p) not in of_branches]}
         for group in optimizer.param_groups
@@ -76,6 +78,16 @@ def _regroup(optimizer: Any, model: Any, lr: float, weight_decay: float) -> None
     optimizer.param_groups.clear()
     for group in groups:
         optimizer.add_param_group(group)
+
+
+def _takes_groups(optimizer: Any, own: list[Any]) -> bool:
+    """Whether it holds the branches and no moments yet; a layerwise one is a stand-in for others that hold them."""
+    if not isinstance(optimizer, Optimizer):
+        return False
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    # A number that is no tensor is a parameter's own, such as APOLLO's seeds, and goes where the parameter goes.
+    begun = any(isinstance(value, Tensor) for state in optimizer.state.values() for value in state.values())
+    return not begun and all(id(p) in held for p in own if p.requires_grad)
 
 
 def _warn_of_equal_rates(optimizer: Any, model: Any) -> None:

@@ -36,10 +36,11 @@ def param_groups(
     """Groups for `torch.optim`: the base parameters as usual, each kind of branch parameter with its own lr and decay.
 
     Each group has "lr_scale", its multiplier: a loop that sets rates says `g["lr"] = lr * g["lr_scale"]` (`scale_lr`).
-    `base`: your own groups (or parameters) for the base model, taken as they are; by default matrices decay and
-    vectors do not. `muon=True` adds the key "use_muon" to every group: True for the base model's hidden matrices only,
-    because the multipliers diverge on Muon's normalised updates; `muon_lr` is their rate, `lr` by default, and
-    `muon_split` makes two lists of them. Frozen parameters are left out. `print(groups)` shows a table.
+    `base`: your own groups (or parameters) for the base model, taken as they are, with whatever keys another library's
+    optimizer reads; a group without a rate has `lr`. By default matrices decay and vectors do not. `muon=True` adds the
+    key "use_muon" to every group: True for the base model's hidden matrices only, because the multipliers diverge on
+    Muon's normalised updates; `muon_lr` is their rate, `lr` by default, and `muon_split` makes two lists of them.
+    Frozen parameters are left out. `print(groups)` shows a table.
     Each group has a weight decay of its own, so `weight_decay` belongs here: the optimizer's is for groups without one.
     Raises `ConfigError` when `base` holds a branch parameter, where branches or matrices cannot be told from the rest,
     or nothing is left to train; warns where Muon would get nothing, where `base` leaves something out, and where
@@ -183,7 +184,8 @@ def _given_base(base: Iterable[Any], branch_ids: set[int], lr: float) -> list[Gr
     if loose:
         groups.append({"name": "base", "params": loose, "lr": lr})
     for group in groups:
-        group.setdefault("lr_scale", float(group["lr"] / lr) if lr and "lr" in group else 1.0)
+        group.setdefault("lr", lr)  # and not the optimizer's default, from which the branches' rates would differ
+        group.setdefault("lr_scale", float(group["lr"] / lr) if lr else 1.0)
         group["params"] = [group["params"]] if isinstance(group["params"], nn.Parameter) else list(group["params"])
         if any(id(p) in branch_ids for p in group["params"]):
             raise ConfigError(

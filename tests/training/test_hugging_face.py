@@ -95,6 +95,40 @@ def test_an_optimizer_without_groups_is_refused(tmp_path):
         trainer(tmp_path, kind=Mine).create_optimizer()
 
 
+def test_an_optimizer_that_only_stands_for_others_is_refused(tmp_path):
+    """As with optim="galore_adamw_layerwise": each parameter is stepped by one of its own, in a hook."""
+    kind = transformers.trainer_pt_utils.LayerWiseDummyOptimizer
+    made = trainer(tmp_path, optimizer_cls_and_kwargs=(kind, {"optimizer_dict": {}}))
+    with pytest.raises(ConfigError, match="LayerWiseDummyOptimizer takes no groups of branches"):
+        made.create_optimizer()
+
+
+class Noting(torch.optim.SGD):
+    """It writes something beside each parameter when it is made."""
+
+    what = 0
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["noted"] = self.what
+
+
+def test_what_an_optimizer_numbered_keeps_its_number(tmp_path):
+    """As apollo-torch's does with its seeds."""
+    made = trainer(tmp_path, optimizer_cls_and_kwargs=(Noting, {"lr": 1e-2}))
+    made.create_optimizer()
+    assert {group["lr_scale"] for group in made.optimizer.param_groups} > {1.0}
+    assert all("noted" in made.optimizer.state[p] for p in made.model.parameters())
+
+
+def test_an_optimizer_with_moments_is_refused(tmp_path):
+    kind = type("Begun", (Noting,), {"what": torch.zeros(1)})
+    with pytest.raises(ConfigError, match="Begun takes no groups of branches"):
+        trainer(tmp_path, optimizer_cls_and_kwargs=(kind, {"lr": 1e-2})).create_optimizer()
+
+
 def test_the_mixin_comes_first():
     with pytest.raises(ConfigError, match=r"write class Late\(noble_fx.NobleTrainerMixin, Trainer\)"):
 

@@ -95,6 +95,28 @@ def test_own_base_groups_are_taken_as_they_are():
     assert by_parameter(model, groups).keys() == dict(model.named_parameters()).keys()
 
 
+def test_keys_of_another_library_stay_on_the_base_groups_that_have_them():
+    model = noble_fx.transform(tiny(), rank=4, seed=0)
+    own = [(name, p) for name, p in model.named_parameters() if ".noble." not in name]
+    keys = {"rank": 8, "update_proj_gap": 200, "proj_type": "std"}
+    matrices = {"params": [p for _, p in own if p.ndim == 2], **keys}
+    given = dict(matrices)
+    groups = noble_fx.param_groups(model, lr=1.0, base=[matrices, {"params": [p for _, p in own if p.ndim != 2]}])
+    assert keys.items() <= groups[0].items()
+    assert not any(keys.keys() & group.keys() for group in groups[1:])
+    assert matrices == given  # the user's own group is not written to
+    optimizer = torch.optim.SGD(groups)
+    assert not any(keys.keys() & group.keys() for group in optimizer.param_groups[1:])
+
+
+def test_a_base_group_without_a_rate_has_the_rate_that_was_asked_for_and_not_the_optimizers():
+    model = noble_fx.transform(tiny(), rank=4, seed=0)
+    own = [p for name, p in model.named_parameters() if ".noble." not in name]
+    groups = noble_fx.param_groups(model, lr=0.5, base=[{"params": own[:2], "rank": 8}, {"params": own[2:]}])
+    for group in torch.optim.AdamW(groups, lr=1e-3).param_groups:
+        assert group["lr"] == 0.5 * group["lr_scale"]
+
+
 def test_base_groups_with_branch_parameters_are_refused():
     model = transformed("modules")
     with pytest.raises(ConfigError, match=r"optimised twice.*'\.noble\.'"):
