@@ -1,0 +1,1 @@
+"""Methods beside NOBLE on models with branches; `docs/neighbours.md` says what each is."""
