@@ -44,8 +44,9 @@ def features(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
 
 def bound(student: nn.Module, teacher: nn.Module, names: list[str], epsilon: float = 1e-3) -> Tensor:
     """The mean over layers of (max |A B − W| − ε)²: no weight is to be further than about ε from the original's."""
-    pairs = [(student.get_submodule(name), teacher.get_submodule(name).weight) for name in names]
-    gaps = [(a.weight @ b.weight - weight.detach()).abs().max() for (b, a), weight in pairs]  # type: ignore[misc]
+    products = [student.get_parameter(f"{n}.1.weight") @ student.get_parameter(f"{n}.0.weight") for n in names]
+    originals = [teacher.get_parameter(f"{name}.weight").detach() for name in names]
+    gaps = [(product - weight).abs().max() for product, weight in zip(products, originals, strict=True)]
     return torch.stack([(gap - epsilon) ** 2 for gap in gaps]).mean()
 
 

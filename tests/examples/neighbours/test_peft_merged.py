@@ -83,6 +83,8 @@ def test_an_adapter_may_be_taken_off_again():
 
 def not_exact():
     yield "DoRA scales the branch", peft.LoraConfig(r=4, use_dora=True, target_modules=LAYERS)
+    yield "IA3 scales the branch", peft.IA3Config(feedforward_modules=[], target_modules=LAYERS)
+    yield "OFT turns the branch's input", peft.OFTConfig(target_modules=LAYERS)
     yield "bat goes past the branch", peft.MissConfig(r=4, init_weights="bat", target_modules=LAYERS)
     yield "HRA goes past the branch", peft.HRAConfig(r=4, target_modules=LAYERS)
 
