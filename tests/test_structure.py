@@ -39,6 +39,7 @@ ROOMS = [
     {"captures"},
     {"inspect", "diagrams"},
     {"transform"},
+    {"compressing"},
     {"checkpoints"},
     {"explaining"},
     {"training", "checkpoint", "fold", "pretrained"},

@@ -1,0 +1,1 @@
+"""How a matrix is factorised: one method a file, by name in `table.py`."""
