@@ -79,7 +79,7 @@ class Branch(nn.Module):
         super().__init_subclass__(**settings)
         cls.kind = cls.kind or cls.__name__
         if "forward" in vars(cls):
-            for name in ("fused_form", "merged", "fold", "stages", "resized", "bottleneck", "silence"):
+            for name in ("fused_form", "merged", "fold", "stages", "resized", "bottleneck", "silence", "before_up"):
                 if name not in vars(cls):
                     setattr(cls, name, getattr(Branch, name))
 
@@ -121,6 +121,10 @@ class Branch(nn.Module):
     def bottleneck(self, x: Tensor) -> Tensor:
         """What `resized` wants to know of an input [.., K] of the branch."""
         return x
+
+    def before_up(self, x: Tensor) -> Tensor | Refusal:
+        """t [.., r] of x [.., K] where the result is t Uᵀ and a constant, U being `up`; or why it is not."""
+        return Refusal(f"branches of kind {self.kind!r} do not say what their last matrix reads")
 
     def silence(self) -> Refusal | None:
         """Make the result zero, in place, in a way that learns; or why it cannot be."""

@@ -128,6 +128,10 @@ class NobleBranch(Branch):
         """h = x Dᵀ + d [.., r] of x [.., K]."""
         return F.linear(x, self.down, self.down_bias)
 
+    def before_up(self, x: Tensor) -> Tensor:
+        """t = σ(x Dᵀ + d)"""
+        return activations.evaluate(self.act, self._bottleneck(x))
+
     def silence(self) -> Refusal | None:
         """U = 0: the layer alone, and the gradient of U is what it is."""
         with torch.no_grad():

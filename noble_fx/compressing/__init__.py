@@ -1,1 +1,1 @@
-"""A trained weight as two thin ones: what its inputs say, which ranks it takes, and how they are spread over a model."""
+"""A trained weight as two thin ones: what its inputs say, what each rank loses, and how a budget is spread."""

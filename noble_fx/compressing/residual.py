@@ -1,4 +1,4 @@
-"""What free terms leave of a sum: a bias and a branch's U are fitted anew beside the new weight, so only the rest counts.
+"""What free terms leave of a sum: a bias and a branch's U are fitted anew beside the weight, so only the rest counts.
 
     z ≈ ẑ + U' t + b'       t [n, r] free features, 1 the bias
 

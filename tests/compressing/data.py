@@ -1,4 +1,4 @@
-"""A matrix and inputs that make the difference between methods: channels of very different sizes that depend on others."""
+"""A matrix and inputs by which methods differ: channels of very different sizes that depend on each other."""
 
 import torch
 

@@ -12,6 +12,7 @@ their rank for a few percent of perplexity, v (and a fused qkv) and the two feed
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Sequence
 
 from noble_fx.compressing.allocation.base import DENSE, Candidate, check_budget
@@ -64,7 +65,7 @@ def _steps(name: str, points: list[Point]) -> list[tuple[float, str, Point, Poin
         while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], point):
             hull.pop()
         hull.append(point)
-    return [(_slope(start, end), name, start, end) for start, end in zip(hull, hull[1:], strict=False)]
+    return [(_slope(start, end), name, start, end) for start, end in itertools.pairwise(hull)]
 
 
 def _slope(start: Point, end: Point) -> float:

@@ -19,6 +19,8 @@ BETA = 0.5
 class Saes(Method):
     """`Activations` with a mixed target; `Saes(beta=0.3)` in the place of a name for another mixture."""
 
+    needs_inputs = False  # but for the correction, which asks for them itself
+
     def __init__(self, beta: float = BETA):
         if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 <= beta <= 1:
             raise ConfigError(f"beta={shown(beta)} must be a number from 0 (the compressed model) to 1 (the original)")

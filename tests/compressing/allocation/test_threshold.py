@@ -1,5 +1,7 @@
 """One threshold on normalised singular values."""
 
+import itertools
+
 import pytest
 
 from noble_fx.compressing.allocation.base import DENSE
@@ -19,7 +21,7 @@ def test_the_budget_is_hit_from_below(keep):
 
 def test_ranks_fall_with_the_budget():
     found = [threshold(LAYERS, keep) for keep in (0.9, 0.7, 0.5, 0.3)]
-    for more, less in zip(found, found[1:], strict=False):
+    for more, less in itertools.pairwise(found):
         for each in LAYERS:
             assert each.cost(less[each.name]) <= each.cost(more[each.name])
 

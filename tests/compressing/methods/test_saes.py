@@ -17,7 +17,7 @@ def with_one(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_it_minimises_its_objective(rank):
-    """‖x Ŵᵀ − x Wᵀ‖² + α ‖x Ŵᵀ − x_f Wᵀ‖², α = β / (1 − β): no alternating fit finds less, the plain optimum has more."""
+    """‖x Ŵᵀ − x Wᵀ‖² + α ‖x Ŵᵀ − x_f Wᵀ‖², α = β / (1 − β): alternating fits find no less."""
     beta, weight = 0.4, matrix(6, 8)
     original = skewed(400, 8)
     x = original + 0.2 * skewed(400, 8, seed=7)
