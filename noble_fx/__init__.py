@@ -12,6 +12,8 @@ from noble_fx.branches.kinds import branch_names, register_branch
 from noble_fx.branches.noble import NobleBranch
 from noble_fx.checkpoint import load, save
 from noble_fx.codegen.report.kernel_set import KernelSet, kernels
+from noble_fx.compress import compress
+from noble_fx.compressing.plan import CompressionPlan
 from noble_fx.config import PRESETS, NobleConfig, NoblePreset
 from noble_fx.errors import CaptureError, CheckpointError, ConfigError, ExportError, KernelError, NobleError, Refusal
 from noble_fx.explain import Explanation, explain
@@ -63,6 +65,7 @@ __all__ = [
     "Branch",
     "CaptureError",
     "CheckpointError",
+    "CompressionPlan",
     "ConfigError",
     "Explanation",
     "ExportError",
@@ -83,6 +86,7 @@ __all__ = [
     "add_branches",
     "base_linears",
     "branch_names",
+    "compress",
     "disabled",
     "explain",
     "export",

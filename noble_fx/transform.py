@@ -32,6 +32,7 @@ from noble_fx.captures.table import asked, captured
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, ConfigError, NobleError, Refusal, check_flag, shown
 from noble_fx.layers.linear import Augmented
+from noble_fx.layers.structured import Structured
 from noble_fx.ops.available import why_no_kernel
 from noble_fx.sites.site import Site
 from noble_fx.torch_versions import forget_compiled
@@ -177,10 +178,10 @@ def keep_from_fast_path(model: nn.Module) -> None:
     """nn.TransformerEncoderLayer's inference fast path reads the weights of its linears past their forward."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder):  # it makes nested tensors for that path alone
-            augmented = any(isinstance(part, Augmented) for part in module.modules())
+            augmented = any(isinstance(part, Augmented | Structured) for part in module.modules())
             module.use_nested_tensor = module.enable_nested_tensor and not augmented
         if isinstance(module, nn.TransformerEncoderLayer):
-            augmented = any(isinstance(part, Augmented) for part in module.modules())
+            augmented = any(isinstance(part, Augmented | Structured) for part in module.modules())
             # The layer's own flag: 1 and 2 allow the fast path for that activation, 0 keeps to the layer's Python code.
             allowed = {nn.functional.relu: 1, nn.ReLU: 1, nn.functional.gelu: 2, nn.GELU: 2}
             kind = module.activation if module.activation in allowed else type(module.activation)

@@ -42,7 +42,7 @@ ROOMS = [
     {"compressing"},
     {"checkpoints"},
     {"explaining"},
-    {"training", "checkpoint", "fold", "pretrained"},
+    {"training", "checkpoint", "compress", "fold", "pretrained"},
     {"report"},
     {"explain"},
     {"onnx_export"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,15 @@ class Calibration:
         if isinstance(self._given, Iterator):
             self._given = list(self._given)
         return self
+
+    def first(self) -> Batch:
+        """The first batch, which is not taken from those that follow."""
+        given = self._given
+        if isinstance(given, Iterator):
+            taken = list(itertools.islice(given, 1))
+            self._given = itertools.chain(taken, given)
+            return next(iter(Calibration(taken)))
+        return next(iter(self))
 
     def __iter__(self) -> Iterator[Batch]:
         found = False

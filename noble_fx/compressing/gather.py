@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,18 +31,8 @@ class _Reached(BaseException):
     """The last layer was reached: the rest of the model need not run. No model catches it by accident."""
 
 
-@dataclass(frozen=True)
-class Sums:
-    """Σ vᵀv of v = [z | t | 1], z being x or (`of_outputs`) W x; `cross` Σ v̂ᵀv with v̂ of the target's inputs."""
-
-    sums: Tensor
-    cross: Tensor | None
-    of_outputs: bool
-    rows: int
-
-
 @dataclass
-class _Group:
+class Group:
     """Layers whose rows are multiplied together."""
 
     places: list[Place]
@@ -57,17 +48,39 @@ class _Group:
         parts: list[Any] = [place.branch.before_up(x) for place in self.places if place.branch is not None]
         return torch.cat([z, *(part.to(dtype) for part in parts), z.new_ones(len(z), 1)], 1)
 
-    def part(self, place: Place) -> Sums:
-        """What is known of one of its layers."""
+    def part(self, place: Place, square: Tensor) -> Tensor:
+        """What is one layer's of a sum over v [d, d]."""
         width = place.site.out_features if self.of_outputs else place.site.in_features
         start = width + sum(each.free for each in self.places[: self.places.index(place)])
-        free = list(range(start, start + place.free))
-        sums, cross = self.moments.sums, self.moments.cross
-        if len(self.places) > 1:
-            at = torch.tensor([*range(width), *free, len(sums) - 1], device=sums.device)
-            sums = sums[at][:, at]
-            cross = cross if cross is None else cross[at][:, at]
-        return Sums(sums, cross, self.of_outputs, self.moments.rows)
+        at = torch.tensor([*range(width), *range(start, start + place.free), len(square) - 1], device=square.device)
+        return square if len(at) == len(square) else square[at][:, at]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What is known of one layer; made when it is asked for, since a model has many and they are large."""
+
+    group: Group
+    place: Place
+
+    @property
+    def sums(self) -> Tensor:
+        """Σ vᵀv of v = [z | t | 1], z being x or (`of_outputs`) W x."""
+        return self.group.part(self.place, self.group.moments.sums)
+
+    @property
+    def cross(self) -> Tensor | None:
+        """Σ v̂ᵀv with v̂ of the target's inputs, where there is another target."""
+        cross = self.group.moments.cross
+        return None if cross is None else self.group.part(self.place, cross)
+
+    @property
+    def of_outputs(self) -> bool:
+        return self.group.of_outputs
+
+    @property
+    def rows(self) -> int:
+        return self.group.moments.rows
 
 
 def gather(
@@ -75,7 +88,7 @@ def gather(
     places: Sequence[Place],
     order: Order,
     calibration: Calibration,
-    track: Track[Batch],
+    track: Track,
     needs_inputs: bool = True,
     original: tuple[nn.Module, Sequence[Place], float] | None = None,
     text: str = "calibrating",
@@ -117,7 +130,7 @@ def gather(
         for place in group.places:
             if calls[place.name] != calls[group.places[0].name]:
                 raise _other_input(place, group)
-    return {place.name: group.part(place) for group in groups for place in group.places}
+    return {place.name: Sums(group, place) for group in groups for place in group.places}
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -127,7 +140,7 @@ def rows_of(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _groups(places: Sequence[Place], order: Order, needs_inputs: bool) -> list[_Group]:
+def _groups(places: Sequence[Place], order: Order, needs_inputs: bool) -> list[Group]:
     """Which layers are summed together: by their input, or each by its outputs where that is less work."""
     by_name, found = {place.name: place for place in places}, []
     for names in order.groups:
@@ -136,13 +149,13 @@ def _groups(places: Sequence[Place], order: Order, needs_inputs: bool) -> list[_
             continue
         work = sum(place.site.out_features**2 for place in together)
         if needs_inputs or work >= together[0].site.in_features ** 2:
-            found.append(_Group(together, of_outputs=False))
+            found.append(Group(together, of_outputs=False))
         else:
-            found += [_Group([place], of_outputs=True) for place in together]
+            found += [Group([place], of_outputs=True) for place in together]
     return found
 
 
-def _other_input(place: Place, group: _Group) -> ConfigError:
+def _other_input(place: Place, group: Group) -> ConfigError:
     return ConfigError(
         f"{place.name!r} read the input of {group.places[0].name!r} in the first batch and another one later; compress "
         "one of the two at a time, the other one left out with exclude=…"
@@ -150,14 +163,12 @@ def _other_input(place: Place, group: _Group) -> ConfigError:
 
 
 def _run_until_reached(model: nn.Module, batch: Batch) -> None:
-    try:
+    with suppress(_Reached):
         run(model, batch)
-    except _Reached:
-        pass
 
 
 def _run_original(
-    original: tuple[nn.Module, Sequence[Place], float], groups: list[_Group], batch: Batch, once: bool
+    original: tuple[nn.Module, Sequence[Place], float], groups: list[Group], batch: Batch, once: bool
 ) -> None:
     """Keep what the original model gives the first layer of each group in this batch."""
     model, places, _ = original
@@ -174,14 +185,14 @@ def _run_original(
         _run_until_reached(model, batch)
 
 
-def _partners(group: _Group, v: Tensor, original: Any) -> Tensor | None:
+def _partners(group: Group, v: Tensor, original: Any) -> Tensor | None:
     """v̂ [rows, d]: the mixture of v and of the same features of the original's input."""
     if original is None:
         return None
     beta, given = original[2], group.originals.pop(0) if group.originals else None
     if given is None or len(given) != len(v):
         raise ConfigError(
-            f"the compressed model gives {group.places[0].name!r} other rows than the original did, so its target is not "
-            "known; use method='activations', or leave the layer out with exclude=…"
+            f"the compressed model gives {group.places[0].name!r} other rows than the original did, so its target is "
+            "not known; use method='activations', or leave the layer out with exclude=…"
         )
     return v.lerp(group.features(given), beta)

@@ -13,7 +13,7 @@ from noble_fx.random_states import random_states_kept
 
 @contextmanager
 def looked_at(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` is in eval mode and may be run; afterwards its modes, attributes and buffers are what they were."""
+    """Inside, `model` is in eval mode and may be run; afterwards it is what it was."""
     before = Before(model)
     before.keep(model.buffers())
     try:

@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from noble_fx.bases.base import Base
 from noble_fx.branches.base import Branch
 from noble_fx.compressing.moments import wide
 from noble_fx.compressing.target import Terms
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, Refusal
 from noble_fx.layers.quantized import foreign
-from noble_fx.layers.registry import layout_of, linear_weights, obstacle
+from noble_fx.layers.restructure import matrix_of, why_dense
 from noble_fx.sites.choose import choose
 from noble_fx.sites.find import find_maps
 from noble_fx.sites.layer_maps import LinearMap
@@ -42,8 +42,7 @@ class Place:
     @property
     def weight(self) -> Tensor:
         """W [N, K], a view."""
-        weight: Tensor = self.layer.weight.detach()
-        return weight.t() if layout_of(self.layer) == "[K, N]" else weight
+        return matrix_of(self.layer).detach()
 
     @property
     def bias(self) -> Tensor | None:
@@ -79,12 +78,13 @@ def find_places(model: nn.Module, select: Any, exclude: Any) -> tuple[list[Place
     maps = find_maps(model)
     config = NobleConfig(rank=1, select=select, exclude=exclude)
     shared = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
-    against = {each.site.fqn: refusal.reason for each in maps if (refusal := _refusal(each, shared))}
+    elsewhere = {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+    against = {each.site.fqn: refusal.reason for each in maps if (refusal := _refusal(each, shared, elsewhere))}
     # A map that cannot be is passed over as if it were excluded, unless nobody asked for it anyway.
     wanted = {site.fqn for site in choose(model, _free(maps), config, strict=False) if site.selected}
     taken = {name: reason for name, reason in against.items() if name in wanted}
     sites = choose(model, _free(maps), config, strict=False, taken=taken)
-    sites = tuple(replace(site, action="replace" if site.selected else "", rank=0, params=0) for site in sites)
+    sites = tuple(replace(site, action=Base.action if site.selected else "", rank=0, params=0) for site in sites)
     _check_named(sites, select, against)
     by_name = {each.site.fqn: each.module for each in maps}
     places = [Place(site, by_name[site.fqn]) for site in sites if site.selected]
@@ -98,7 +98,7 @@ def _free(maps: Sequence[LinearMap]) -> list[LinearMap]:
     return [replace(each, obstacle=None, unsuitable=None, eager=None, frozen=False, note="") for each in maps]
 
 
-def _refusal(entry: LinearMap, shared: Counter[int]) -> Refusal | None:
+def _refusal(entry: LinearMap, shared: Counter[int], read_elsewhere: set[int]) -> Refusal | None:
     """Why this map cannot be compressed, or None."""
     layer: Any = entry.module
     if layer is None or entry.site.weight:
@@ -108,18 +108,16 @@ def _refusal(entry: LinearMap, shared: Counter[int]) -> Refusal | None:
     weight = layer._parameters.get("weight")
     if foreign(weight):
         return Refusal(f"its weight is {foreign(weight)}; compress the model before it is quantized")
-    if refusal := entry.obstacle or obstacle(layer):
+    if refusal := entry.obstacle or why_dense(layer):
         return refusal
-    if entry.eager:
-        return Refusal(f"its product cannot be replaced: {entry.eager.reason}")
-    if linear_weights(layer) != ("weight",) or weight is None or weight.ndim != 2:
+    if weight.ndim != 2:
         return Refusal(f"{entry.site.kind} is no layer of one matrix")
+    if id(layer) in read_elsewhere:
+        return Refusal("nn.MultiheadAttention multiplies with its weight itself")
     if shared[id(weight)] > 1:
         return Refusal("its weight is tied to another module's, and would be one no more")
     if weight.is_meta:
         return Refusal("its weight is on the meta device, without values")
-    if torch.is_complex(weight):
-        return Refusal("its weight is complex")
     return None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from noble_fx.bases.low_rank import LowRank
 from noble_fx.compressing.allocation.base import DENSE, Candidate
 from noble_fx.compressing.allocation.table import ALLOCATIONS
 from noble_fx.errors import ConfigError
@@ -25,6 +26,7 @@ class PlannedSite:
     """One layer: `rank` 0 where it stays dense, and then `site.reason` says why; `error` of its output at that rank."""
 
     site: Site
+    rank: int
     dense: int  # parameters as it is
     params: int  # parameters as planned
     error: float
@@ -108,13 +110,11 @@ class CompressionPlan:
     def _head(self) -> list[Any]:
         of_what = f"of outputs on {self.rows:,} rows" if self.rows else "of the matrices alone, without data"
         after = self.model_params - self.dense + self.params
-        count = sum(entry.site.rank != DENSE for entry in self.entries)
+        count = sum(entry.rank != DENSE for entry in self.entries)
         share = f"{self.params / self.dense:.1%}" if self.dense else NOTHING
         return [
             plain(f"{count} of {len(self.entries)} chosen layers become two factors each, by {self.method!r}"),
-            plain(
-                f"their parameters: {self.dense:,} → {self.params:,} ({share}); model: {self.model_params:,} → {after:,}"
-            ),
+            plain(f"parameters: {self.dense:,} → {self.params:,} ({share}); model: {self.model_params:,} → {after:,}"),
             plain(f"errors are relative, {of_what}; root mean square over the layers: {self.error:.3g}"),
         ]
 
@@ -124,9 +124,9 @@ class CompressionPlan:
         for entry in self.entries:
             site = entry.site
             errors = [_number(entry.error_at(size)) for size in SIZES]
-            rank = site.rank or NOTHING
+            rank = entry.rank or NOTHING
             shape, size = f"{site.in_features} → {site.out_features}", f"{entry.params / entry.dense:.0%}"
-            reason = "" if site.rank else site.reason
+            reason = "" if entry.rank else site.reason
             cells = (site.fqn, site.role, shape, rank, size, _number(entry.error), *errors, reason)
             made.add_row(*map(plain, cells))
         return made
@@ -144,12 +144,15 @@ class CompressionPlan:
 
 def planned(site: Site, candidate: Candidate, rank: int, why_dense: str) -> PlannedSite:
     """A layer with the rank that was decided."""
-    cost = candidate.cost(rank)
-    chosen = rank != DENSE
-    reason = site.reason if chosen else why_dense
-    params = cost if chosen else 0
-    site = replace(site, rank=rank, selected=chosen, action=site.action if chosen else "", reason=reason, params=params)
-    return PlannedSite(site, candidate.dense, cost, candidate.lost(rank) ** 0.5, candidate)
+    cost, error = candidate.cost(rank), candidate.lost(rank) ** 0.5
+    if rank == DENSE:
+        site = replace(site, selected=False, action="", reason=why_dense)
+    else:
+        factors = cost - candidate.extra
+        site = replace(
+            site, base=LowRank.kind, base_rank=rank, base_params=factors, base_row_flops=2 * factors, base_error=error
+        )
+    return PlannedSite(site, rank, candidate.dense, cost, error, candidate)
 
 
 def _right(made: Table, *names: str) -> Table:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any
 
-T = TypeVar("T")
-Track = Callable[[Iterable[T], str, int], Iterator[T]]  # (items, what is done, how many there are or 0)
+Track = Callable[[Iterable[Any], str, int], Iterator[Any]]  # (items, what is done, how many there are or 0)
 
 
 @contextmanager
-def progress_bar(shown: bool) -> Iterator[Track[T]]:
+def progress_bar(shown: bool) -> Iterator[Track]:
     """Inside, `track(items, text, count)` passes items on and shows how many are done, on stderr of a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,7 +19,7 @@ def progress_bar(shown: bool) -> Iterator[Track[T]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
 
-        def track(items: Iterable[T], text: str, count: int) -> Iterator[T]:
+        def track(items: Iterable[Any], text: str, count: int) -> Iterator[Any]:
             task = bar.add_task(text, total=count or None)
             for item in items:
                 yield item

@@ -67,8 +67,8 @@ def solve(place: Place, sums: Sums | None, method: Method, centred: bool) -> Sol
     rest = residual(given, free, centred)
     total = variation(terms, rest, sums.of_outputs)
     own = None
-    if sums.cross is not None:
-        terms = own = corrected(terms, given, sums.cross.to(terms.weight.device), centred)
+    if (cross := sums.cross) is not None:
+        terms = own = corrected(terms, given, cross.to(terms.weight.device), centred)
     data = {"outputs" if sums.of_outputs else "inputs": rest.rest}
     factors = method.factorise(Problem(terms.weight, total=total, **data))
     return Solution(_stored(factors, place), own, rest.fit, sums.of_outputs, centred)
