@@ -9,26 +9,26 @@ bias, and beside a branch with the best U.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from noble_fx.attach.attach import named_branches
 from noble_fx.attach.copying import deep_copy
-from noble_fx.attach.model_config import note
+from noble_fx.attach.restore import restored_on_error
 from noble_fx.attach.switched_off import is_off
 from noble_fx.attach.unwrapped import check_unwrapped
 from noble_fx.captures.base import check_model
 from noble_fx.captures.table import captured
-from noble_fx.compressing.allocation.base import DENSE
+from noble_fx.compressing.allocation.base import DENSE, Candidate
 from noble_fx.compressing.budget import Budget, Decision
 from noble_fx.compressing.calibrated import Calibrated, Settings, calibrated
 from noble_fx.compressing.calibration import Calibration
 from noble_fx.compressing.methods.base import Method
 from noble_fx.compressing.methods.table import method_of
 from noble_fx.compressing.places import Place, find_places
-from noble_fx.compressing.plan import CompressionPlan, PlannedSite, planned
+from noble_fx.compressing.plan import CompressionPlan, planned
 from noble_fx.compressing.progress import Track, progress_bar
 from noble_fx.compressing.put import put
 from noble_fx.compressing.sequence import compress_in_sequence
@@ -69,93 +69,84 @@ def compress(
     budget = Budget.of(keep, rank, error, allocate, round_to, chosen.allocation, none=dry_run)
     given = _given_calibration(calibration, name, chosen, sequential)
     _check(model)
-    settings = Settings(chosen, bias, budget.round_to)
-    work = model if dry_run else _copy(model)
-    places, sites = find_places(work, select, exclude)
-    check_unwrapped(model, "change", [place.name for place in places])
-    with progress_bar(progress) as track:
+    settings = Settings(chosen, name, bias, budget.round_to)
+    # The model is run, to be looked at: in a dry run, and for a target of its own.
+    with restored_on_error(model) as before, progress_bar(progress) as track:
+        before.keep(model.buffers())
+        work = model if dry_run else _copy(model)
+        places, sites = find_places(work, select, exclude)
+        check_unwrapped(model, "change", [place.name for place in places])
+        job = _Job(model, work, places, sites, budget, settings, track)
         known = calibrated(work, places, given, settings, track)
-        plan = _plan(model, places, sites, known, budget, settings, name)
+        plan = _plan(job, known)
         if dry_run:
             return plan
-        if sequential or chosen.mix is not None:
-            assert given is not None
-            entries = _in_sequence(model, work, places, known, plan, budget, settings, given, sequential, name, track)
-            plan = replace(plan, entries=tuple(entries))
+        if given is not None and (sequential or chosen.mix is not None):
+            _check_done(_compress_in_sequence(job, known, plan, given, sequential == "block"))
         else:
-            _put_all(places, known, plan, name)
-    _check_done(plan)
-    keep_from_fast_path(work)
-    note(work)
-    return work
+            _compress_at_once(job, known, plan)
+        keep_from_fast_path(work)
+        return work
 
 
-def _plan(
-    model: nn.Module,
-    places: Sequence[Place],
-    sites: Sequence[Site],
-    known: Calibrated,
-    budget: Budget,
-    settings: Settings,
-    name: str,
-) -> CompressionPlan:
-    candidates = known.candidates(places, settings)
-    looking = budget.keep is None and budget.rank is None and budget.error is None
-    decided = {each.name: (DENSE, "no budget was given") for each in candidates} if looking else None
-    decided = decided or budget.decide(candidates)
-    by_name = {site.fqn: site for site in sites}
+@dataclass(frozen=True)
+class _Job:
+    """One call: the model, what is changed of it (its copy), the chosen layers and all sites, and how."""
+
+    model: nn.Module
+    work: nn.Module
+    places: Sequence[Place]
+    sites: Sequence[Site]
+    budget: Budget
+    settings: Settings
+    track: Track
+
+
+def _plan(job: _Job, known: Calibrated) -> CompressionPlan:
+    candidates = known.candidates(job.places, job.settings)
+    if job.budget.is_none:
+        decided: dict[str, Decision] = {each.name: (DENSE, "no budget was given") for each in candidates}
+    else:
+        decided = job.budget.decide(candidates)
+    by_name = {site.fqn: site for site in job.sites}
     entries = tuple(planned(by_name[each.name], each, *decided[each.name]) for each in candidates)
-    left = [replace(site, selected=False, action="", reason=known.left[site.fqn]) for site in _left(sites, known)]
-    others = [site for site in sites if not site.selected]
-    params = sum(parameter.numel() for parameter in model.parameters())
-    plan = CompressionPlan(name, budget.allocate, known.rows, params, entries, (*left, *others))
-    if not looking:
+    left = [
+        replace(by_name[name], selected=False, action="", reason=reason) for name, reason in sorted(known.left.items())
+    ]
+    others = [site for site in job.sites if not site.selected]
+    params = sum(parameter.numel() for parameter in job.model.parameters())
+    name, allocate = job.settings.name, job.budget.allocate
+    plan = CompressionPlan(name, allocate, known.rows, params, entries, (*left, *others))
+    if not job.budget.is_none:
         _check_done(plan)
     return plan
 
 
-def _left(sites: Sequence[Site], known: Calibrated) -> list[Site]:
-    return [site for site in sites if site.fqn in known.left]
-
-
-def _put_all(places: Sequence[Place], known: Calibrated, plan: CompressionPlan, name: str) -> None:
-    by_name = {place.name: place for place in places}
+def _compress_at_once(job: _Job, known: Calibrated, plan: CompressionPlan) -> None:
+    by_name = {place.name: place for place in job.places}
     for entry in plan.entries:
         if entry.rank != DENSE:
             place = by_name[entry.site.fqn]
-            put(place, known.solutions[place.name].at(place, entry.rank), name)
+            put(place, known.solutions[place.name].at(place, entry.rank), job.settings.name)
 
 
-def _in_sequence(
-    model: nn.Module,
-    work: nn.Module,
-    places: Sequence[Place],
-    known: Calibrated,
-    plan: CompressionPlan,
-    budget: Budget,
-    settings: Settings,
-    given: Calibration,
-    sequential: bool | str,
-    name: str,
-    track: Track,
-) -> list[PlannedSite]:
+def _compress_in_sequence(
+    job: _Job, known: Calibrated, plan: CompressionPlan, given: Calibration, by_block: bool
+) -> CompressionPlan:
     """Compress the copy stage by stage; a budget that all share was spent on the curves of the model as it was."""
     decided: dict[str, Decision] = {entry.site.fqn: (entry.rank, entry.site.reason) for entry in plan.entries}
 
-    def decide(candidate: Any) -> Decision:
-        return decided[candidate.name] if budget.by_budget else budget.decide_one(candidate)
+    def decide(candidate: Candidate) -> Decision:
+        return decided[candidate.name] if job.budget.by_budget else job.budget.decide_one(candidate)
 
-    # A layer that stays dense by a shared budget needs no run; one that an error decides may change its mind.
-    open_places = [place for place in places if place.name in decided]
-    if budget.by_budget:
-        open_places = [place for place in open_places if decided[place.name][0] != DENSE]
-    names = {place.name for place in open_places}
-    originals = [replace(place, layer=model.get_submodule(place.name)) for place in open_places]
-    order, by_block = known.order, sequential == "block"
+    # A layer that a shared budget leaves dense needs no run; one that an error decides may change its mind.
+    kept_dense = {name for name, (rank, _) in decided.items() if rank == DENSE and job.budget.by_budget}
+    places = [place for place in job.places if place.name in decided and place.name not in kept_dense]
+    originals = [Place.of(place.site, job.model.get_submodule(place.name)) for place in places]
     done = compress_in_sequence(
-        work, open_places, (model, originals), order, by_block, given, settings, decide, name, track
+        job.work, places, (job.model, originals), known.order, by_block, given, job.settings, decide, job.track
     )
-    return [*done, *(entry for entry in plan.entries if entry.site.fqn not in names)]
+    return replace(plan, entries=(*done, *(entry for entry in plan.entries if entry.site.fqn in kept_dense)))
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -116,6 +116,15 @@ CASES = {
     "zero_branches": (lambda: noble("modules"), lambda model, folder: noble_fx.zero_branches(model)),
     "fold": (lambda: noble("modules"), lambda model, folder: noble_fx.fold(model)),
     "fold fx": (lambda: noble("fx"), lambda model, folder: noble_fx.fold(model)),
+    **{
+        f"compress {method}": (
+            lambda: noble("modules"),
+            lambda model, folder, method=method: noble_fx.compress(
+                model, tokens(8, 20), rank=2, method=method, select="fc2|q_proj"
+            ),
+        )
+        for method in ("activations", "saes")
+    },
     "save": (lambda: noble("modules"), save),
     "export_onnx": (lambda: noble("modules").eval(), export_onnx),
     **{

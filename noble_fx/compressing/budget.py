@@ -45,6 +45,11 @@ class Budget:
         return cls(keep, _checked_rank(rank), error, usual if allocate == "auto" else allocate, round_to)
 
     @property
+    def is_none(self) -> bool:
+        """Whether nothing is asked for."""
+        return self.keep is None and self.rank is None and self.error is None
+
+    @property
     def by_budget(self) -> bool:
         """Whether the layers share what there is, so that all must be known before the first is decided."""
         return self.keep is not None

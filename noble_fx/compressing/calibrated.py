@@ -26,6 +26,7 @@ class Settings:
     """How layers are solved."""
 
     method: Method
+    name: str  # of the method
     bias: bool  # whether a bias is fitted, and given to a layer without one
     round_to: int
 

@@ -34,6 +34,16 @@ class Place:
 
     site: Site
     layer: Any
+    branch: Branch | None = None  # whose U is fitted again: one that says what U reads
+
+    @classmethod
+    def of(cls, site: Site, layer: Any) -> Place:
+        """The place of a layer that has its weight yet."""
+        branch = layer._modules.get("noble")
+        if not isinstance(branch, Branch):
+            return cls(site, layer)
+        no_rows = matrix_of(layer).detach().new_zeros(0, site.in_features)
+        return cls(site, layer, None if isinstance(branch.before_up(no_rows), Refusal) else branch)
 
     @property
     def name(self) -> str:
@@ -49,15 +59,6 @@ class Place:
         """b [N], or None."""
         bias: Tensor | None = self.layer.bias
         return bias
-
-    @property
-    def branch(self) -> Branch | None:
-        """The branch whose U is fitted again: one that says what U reads; None where there is none."""
-        branch = self.layer._modules.get("noble")
-        if not isinstance(branch, Branch):
-            return None
-        asked = branch.before_up(self.weight.new_zeros(0, self.site.in_features))
-        return None if isinstance(asked, Refusal) else branch
 
     @property
     def free(self) -> int:
@@ -87,7 +88,7 @@ def find_places(model: nn.Module, select: Any, exclude: Any) -> tuple[list[Place
     sites = tuple(replace(site, action=Base.action if site.selected else "", rank=0, params=0) for site in sites)
     _check_named(sites, select, against)
     by_name = {each.site.fqn: each.module for each in maps}
-    places = [Place(site, by_name[site.fqn]) for site in sites if site.selected]
+    places = [Place.of(site, by_name[site.fqn]) for site in sites if site.selected]
     if not places:
         raise ConfigError(_nothing(sites, select))
     return places, sites

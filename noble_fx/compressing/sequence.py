@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from noble_fx.compressing.allocation.base import DENSE
+from noble_fx.compressing.allocation.base import DENSE, Candidate
 from noble_fx.compressing.calibrated import Settings, candidate_of, checked_rows
 from noble_fx.compressing.calibration import Calibration
 from noble_fx.compressing.gather import gather
@@ -23,7 +23,7 @@ from noble_fx.compressing.put import put
 from noble_fx.compressing.solve import solve
 from noble_fx.sites.blocks import repeated_blocks
 
-Decide = Callable[..., tuple[int, str]]  # of a candidate
+Decide = Callable[[Candidate], tuple[int, str]]
 
 
 def stages(model: nn.Module, order: Order, by_block: bool) -> list[list[str]]:
@@ -47,7 +47,6 @@ def compress_in_sequence(
     calibration: Calibration,
     settings: Settings,
     decide: Decide,
-    name: str,
     track: Track,
 ) -> list[PlannedSite]:
     """Compress the layers of `model` in place; `decide` gives the rank of each once its curve is known."""
@@ -67,5 +66,5 @@ def compress_in_sequence(
             rank, why = decide(candidate)
             done.append(planned(place.site, candidate, rank, why))
             if rank != DENSE:
-                put(place, solution.at(place, rank), name)
+                put(place, solution.at(place, rank), settings.name)
     return done

@@ -27,6 +27,8 @@ def test_what_a_kind_does_not_say_has_an_answer():
     assert branch.fused_form() == Refusal("branches of kind 'softsign' have no fused form")
     assert branch.fold() == Refusal("branches of kind 'softsign' have no constants to fold")
     assert branch.merged() == Refusal("branches of kind 'softsign' are no affine map of their input")
+    unsaid = Refusal("branches of kind 'softsign' do not say what their last matrix reads")
+    assert branch.before_up(torch.ones(1, 8)) == unsaid
     assert super(Softsign, branch).parameter_roles().__next__() == ("down", branch.down, Rate(1.0, True))
     assert branch.label == "softsign"
     assert repr(branch) == "Softsign(8 -> 2 (softsign) -> 6)"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from noble_fx import NobleBranch, NobleConfig, NobleLinear
+from noble_fx import NobleBranch, NobleConfig, NobleLinear, Refusal
 
 GOLDEN = sorted((Path(__file__).parents[1] / "data").glob("*.safetensors"))
 
@@ -123,3 +123,24 @@ def test_its_stages_end_in_its_output(rows, folded):
     assert torch.equal(first, torch.nn.functional.linear(x, branch.down, branch.down_bias))
     assert torch.equal(second, branch.act(first))
     assert torch.equal(third, branch(x, rows))
+
+
+@pytest.mark.parametrize("preset", ["paper", "reference"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_what_its_last_matrix_reads(preset, folded):
+    branch, x = NobleBranch(8, 6, 4, NobleConfig(rank=4, preset=preset)).double(), torch.randn(3, 8).double()
+    expected = branch(x)
+    if folded:
+        assert branch.fold() is None
+    t = branch.before_up(x)
+    assert t.shape == (3, 4)
+    constant = 0 if branch.up_bias is None else branch.up_bias
+    torch.testing.assert_close(t @ branch.up.T + constant, expected)
+
+
+def test_a_forward_of_its_own_says_nothing_of_it():
+    class Doubled(NobleBranch):
+        def forward(self, x, rows=None):
+            return 2 * super().forward(x, rows)
+
+    assert isinstance(Doubled(8, 6, 4, NobleConfig(rank=4)).before_up(torch.ones(1, 8)), Refusal)
