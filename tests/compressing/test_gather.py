@@ -130,11 +130,13 @@ def test_low_precision_is_summed_in_float64():
     torch.testing.assert_close(found["blocks.0.fc1"].sums[:-1, :-1], x.T @ x, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_rows():
     assert rows_of(torch.ones(2, 3, 4)).shape == (6, 4)
     assert rows_of(torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)])).shape == (5, 4)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_an_encoder_with_padding():
     """In eval mode it makes nested tensors of padded inputs; its layers' rows are those that are not padding."""
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
