@@ -10,7 +10,7 @@ from torch import nn
 
 import noble_fx
 from noble_fx import ConfigError
-from noble_fx.compressing import gather
+from noble_fx.compressing import gather, timing
 from noble_fx.compressing.methods.table import METHODS
 from tests.compressing.models import batches, exact, inputs_of, with_branches
 from tests.models import tiny
@@ -187,6 +187,19 @@ def test_how_the_rows_are_cut_into_batches_does_not_matter():
     torch.testing.assert_close(one(GIVEN[0]), many(GIVEN[0]))
 
 
+@pytest.mark.parametrize("settings", [{}, {"sequential": True}, {"dry_run": True}], ids=str)
+@pytest.mark.parametrize("budget", [{"keep": 0.6}, {"rank": 8}], ids=str)
+def test_what_would_not_be_faster_stays_dense(settings, budget, monkeypatch):
+    monkeypatch.setattr(timing, "_ratio", lambda outputs, inputs, *others: 1.5 if outputs == inputs else 0.5)
+    done = noble_fx.compress(exact(32), GIVEN, faster_at=4, **budget, **settings)
+    entries = done.sites if "dry_run" in settings else noble_fx.sites(done)
+    assert {site.fqn.rpartition(".")[2] for site in entries if site.base} <= {"fc1", "fc2"}
+    if "dry_run" in settings and "rank" in budget:
+        slow = [site.reason for site in done.sites if site.fqn.endswith("proj")]
+        assert len(slow) == 8
+        assert all("rank 8 take 1.50 times as long at 4 rows" in reason for reason in slow)
+
+
 def test_a_dry_run_changes_nothing():
     model = exact(32).train()
     before, shape = values_of(model), shape_of(model)
@@ -226,6 +239,8 @@ class OtherInputs(nn.Module):
         (GIVEN, {"bias": 1}, "bias=1 must be True or False"),
         (GIVEN, {"dry_run": "no"}, "dry_run='no' must be True or False"),
         (GIVEN, {"progress": None}, "progress=None must be True or False"),
+        (GIVEN, {"faster_at": 0}, "faster_at=0 must be None or a number of rows"),
+        (GIVEN, {"faster_at": True}, "faster_at=True must be"),
         (GIVEN, {"select": "nowhere"}, "leaves no layer to compress"),
         (GIVEN, {"select": 3}, "select=3 must be"),
         ([{"tokens": GIVEN[0]}], {}, "cannot run on calibration batch 0: missing a required argument: 'idx'"),

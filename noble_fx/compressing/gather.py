@@ -25,6 +25,7 @@ from noble_fx.compressing.order import Input, Order, seen, uncompiled
 from noble_fx.compressing.places import Place
 from noble_fx.compressing.progress import Track
 from noble_fx.errors import ConfigError
+from noble_fx.torch_state import without_autocast
 
 
 class _Reached(BaseException):
@@ -45,7 +46,8 @@ class Group:
         """v [rows, d] of x [rows, K], in float32 or better."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         z = F.linear(x.to(dtype), self.places[0].weight.to(dtype)) if self.of_outputs else x.to(dtype)
-        parts: list[Any] = [place.branch.before_up(x) for place in self.places if place.branch is not None]
+        branches = [place.branch for place in self.places if place.branch is not None]
+        parts: list[Any] = [branch.before_up(x.to(branch.dtype)) for branch in branches]
         return torch.cat([z, *(part.to(dtype) for part in parts), z.new_ones(len(z), 1)], 1)
 
     def part(self, place: Place, square: Tensor) -> Tensor:
@@ -108,8 +110,9 @@ def gather(
         group = of[place.name]
         if place is group.places[0]:
             group.last = Input(x)
-            v = group.features(rows_of(x))
-            group.moments.add(v, _partners(group, v, original))
+            with without_autocast(x.device.type):
+                v = group.features(rows_of(x))
+                group.moments.add(v, _partners(group, v, original))
             if not group.moments.finite:
                 raise ConfigError(
                     f"the input of {place.name!r} is not finite in {here}; leave that out of the calibration, or the "

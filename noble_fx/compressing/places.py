@@ -17,6 +17,7 @@ from noble_fx.branches.base import Branch
 from noble_fx.compressing.moments import wide
 from noble_fx.compressing.target import Terms
 from noble_fx.config import NobleConfig
+from noble_fx.distributed import is_distributed
 from noble_fx.errors import ConfigError, Refusal
 from noble_fx.layers.quantized import foreign
 from noble_fx.layers.restructure import matrix_of, why_dense
@@ -117,6 +118,8 @@ def _refusal(entry: LinearMap, shared: Counter[int], read_elsewhere: set[int]) -
         return Refusal("nn.MultiheadAttention multiplies with its weight itself")
     if shared[id(weight)] > 1:
         return Refusal("its weight is tied to another module's, and would be one no more")
+    if is_distributed(weight):
+        return Refusal("its weight is spread over ranks; compress the plain model, then shard it")
     if weight.is_meta:
         return Refusal("its weight is on the meta device, without values")
     return None

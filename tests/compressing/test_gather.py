@@ -130,6 +130,15 @@ def test_low_precision_is_summed_in_float64():
     torch.testing.assert_close(found["blocks.0.fc1"].sums[:-1, :-1], x.T @ x, rtol=1e-12, atol=1e-12)
 
 
+def test_autocast_is_the_models_alone():
+    model = exact().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gathered(model, batches(), needs_inputs=False)
+        x = inputs_of(model, "blocks.1.fc2", batches())
+    y = x @ model.blocks[1].fc2.weight.detach().double().T
+    torch.testing.assert_close(found["blocks.1.fc2"].sums[:-1, :-1], y.T @ y, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_rows():
     assert rows_of(torch.ones(2, 3, 4)).shape == (6, 4)

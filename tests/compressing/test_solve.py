@@ -37,7 +37,7 @@ def test_the_error_is_the_error_of_the_layer(method, make, centred):
     for name, (place, solution) in solved(model, method, centred).items():
         x = inputs_of(model, name, batches())
         y = output(place, x).detach()
-        base = y.mean(0) if centred else (0 if place.bias is None else place.bias)
+        base = y.mean(0) if centred else (0 if place.bias is None else place.bias.detach())
         for rank in (1, 4, 7):
             new = solution.at(place, rank)
             error = (y - output(place, x, new).detach()).norm() / (y - base).norm()
