@@ -6,6 +6,8 @@
     onnx         whole models in ONNX Runtime on the CPU: some fifteen minutes
     onnx_layers  chains of layers there and in OpenVINO, by width: some fifteen minutes
     kernels      the generated kernels' FLOPs, bytes and resources, without a GPU: some ten minutes of compiling
+    compress     perplexity of compressed models by method and size: some fifteen minutes
+    compress_speed  what compressed models take in ONNX Runtime, by size and rows; needs transformers
     attach       branches for a 70B Llama on the meta device, beside LoRA's; needs transformers and peft
     moe          experts of a mixture, by how many there are; needs transformers
     gpu          layers and a training step on a GPU; needs one
@@ -22,7 +24,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import attach, cpu_linear, gpu, host, kernels, moe, onnx, onnx_layers, step
+from benchmarks import attach, compress, cpu_linear, gpu, host, kernels, moe, onnx, onnx_layers, step
 
 BENCHMARKS: dict[str, Callable[..., dict[str, object]]] = {
     "cpu_linear": cpu_linear.run,
@@ -30,6 +32,8 @@ BENCHMARKS: dict[str, Callable[..., dict[str, object]]] = {
     "step": step.run,
     "onnx": onnx.run,
     "onnx_layers": onnx_layers.run,
+    "compress": compress.run,
+    "compress_speed": compress.run_speed,
     "attach": attach.run,
     "moe": moe.run,
     "kernels": lambda rounds=0: kernels.run(),
