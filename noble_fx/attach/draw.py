@@ -55,7 +55,11 @@ def base_tensors(model: nn.Module, site: Site) -> list[Tensor]:
 
 def _weight_inside(block: nn.Module) -> Tensor:
     """The weight of the first linear map in a block: in its dtype, on its device a branch around the block computes."""
-    weights = (getattr(module, "weight", None) for module in block.modules() if describe(module) is not None)
+    layers = [module for module in block.modules() if describe(module) is not None]
+    weights = (
+        next(layer.base.parameters()) if isinstance(layer, Structured) else getattr(layer, "weight", None)
+        for layer in layers
+    )
     return next((weight for weight in weights if isinstance(weight, Tensor)), next(block.parameters()))
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from noble_fx.bases.base import Base
 from noble_fx.layers.base import LayerRow
 from noble_fx.random_states import random_states_kept
 
@@ -61,6 +62,18 @@ def runs_beside(layer: Any) -> bool:
     except Exception:  # whatever that library has against it
         return False
     return tuple(weight.shape) == (n, k) and tuple(y.shape) == (2, n)
+
+
+def base_runs(base: Base) -> bool:
+    """Whether a base some of whose parameters are a library's own is run by that library: x [2, K] becomes [2, N]."""
+    if not any(foreign(parameter) for parameter in base.parameters()):
+        return False
+    try:
+        with torch.no_grad(), random_states_kept():
+            y = base(torch.zeros(2, base.in_features, dtype=base.dtype, device=next(base.parameters()).device))
+    except Exception:  # whatever that library has against it
+        return False
+    return tuple(y.shape) == (2, base.out_features)
 
 
 def is_over(weight: Any, plain: Tensor) -> bool:

@@ -225,7 +225,8 @@ def _class_of(row: LayerRow, plain: type) -> Any:
 def unsuitable_weight(layer: nn.Module) -> Refusal | None:
     """Why a branch beside this layer's weight would be a mistake (quantized, integer, an unknown class), or None."""
     if isinstance(layer, Structured):
-        return next(filter(None, map(why_unsuitable, layer.base.parameters())), None)
+        refusal = next(filter(None, map(why_unsuitable, layer.base.parameters())), None)
+        return None if refusal and quantized.base_runs(layer.base) else refusal
     weight: Any = getattr(layer, "weight", None)
     if isinstance(weight, torch.Tensor):
         refusal = why_unsuitable(weight)

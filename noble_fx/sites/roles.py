@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from noble_fx.layers.structured import Structured
 from noble_fx.sites.enclosing import APART, is_wrapper, kind_of, letters_of, names_letters, surroundings, words_of
 from noble_fx.sites.routers import is_router_class
 
@@ -42,10 +43,14 @@ def role_in(model: nn.Module, fqn: str, in_features: int, out_features: int) -> 
 
 
 def _shapes(module: nn.Module) -> dict[str, Shape | None]:
-    weights = {name: getattr(child, "weight", None) for name, child in module.named_children()}
-    return {
-        n: (w.shape[0], w.shape[1]) if isinstance(w, nn.Parameter) and w.ndim > 1 else None for n, w in weights.items()
-    }
+    return {name: _shape(child) for name, child in module.named_children()}
+
+
+def _shape(layer: nn.Module) -> Shape | None:
+    if isinstance(layer, Structured):
+        return layer.base.out_features, layer.base.in_features
+    weight = getattr(layer, "weight", None)
+    return (weight.shape[0], weight.shape[1]) if isinstance(weight, nn.Parameter) and weight.ndim > 1 else None
 
 
 def role_from_name(

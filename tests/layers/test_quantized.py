@@ -245,3 +245,24 @@ def test_a_tensor_that_no_product_takes_stays_out_with_its_reason():
     model[0]._parameters["weight"] = torch.zeros(64, 32).as_subclass(Odd)
     site = noble_fx.sites(model, rank=4)[0]
     assert (site.selected, site.reason) == (False, "a Odd of torchao, and no plain tensor")
+
+
+def test_the_factors_of_a_compressed_layer_may_be_quantized():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)), torch.randn(256, 64)
+    small = noble_fx.compress(model, x, rank=16, select="all", progress=False)
+    before = small(x)
+    holder = nn.Linear(1, 1, bias=False)  # torchao looks for layers with a weight
+    for layer in (small[0], small[2]):
+        for name in ("down", "up"):
+            holder.weight = getattr(layer.base, name)
+            quantize_(holder, Int8WeightOnlyConfig())
+            setattr(layer.base, name, nn.Parameter(holder.weight, requires_grad=False))
+    after = small(x)
+    assert 0 < (after - before).norm() / before.norm() < 0.02
+    assert "W is factorized at 2 layers" in str(noble_fx.explain(small))
+    noble_fx.transform(small, rank=4, select="all", seed=0)
+    with noble_fx.disabled(small):
+        assert torch.equal(small(x), after)
+    assert [site.selected for site in noble_fx.sites(small)] == [True, True]
+    assert small[0].noble.down.dtype is torch.float32
