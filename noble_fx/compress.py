@@ -16,6 +16,7 @@ from torch import nn
 
 from noble_fx.attach.attach import named_branches
 from noble_fx.attach.copying import deep_copy
+from noble_fx.attach.model_config import note
 from noble_fx.attach.restore import restored_on_error
 from noble_fx.attach.switched_off import is_off
 from noble_fx.attach.unwrapped import check_unwrapped
@@ -92,6 +93,7 @@ def compress(
         else:
             _compress_at_once(job, known, plan)
         keep_from_fast_path(work)
+        note(work)
         return work
 
 

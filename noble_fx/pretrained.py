@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from noble_fx.attach.attach import named_branches
-from noble_fx.attach.model_config import KEY
+from noble_fx.attach.bases import named_bases, put_bases
+from noble_fx.attach.model_config import BASES, KEY
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CheckpointError, ConfigError, NobleError, printable, shown
 from noble_fx.transform import transform
@@ -34,11 +35,13 @@ def from_pretrained(cls: Any, folder: str | Path, *args: Any, noble: NobleConfig
     if noble is not None and not isinstance(noble, NobleConfig):
         raise ConfigError(f"noble={shown(noble)} must be None or a NobleConfig(...)")
     described = _described(folder, kwargs)
-    written = getattr(described, KEY, None)
-    config = _settled(folder, written, noble)
+    written, bases = getattr(described, KEY, None), getattr(described, BASES, None) or {}
+    config = _settled(folder, written, noble) if written is not None or noble is not None or not bases else None
     wanted = kwargs.pop("output_loading_info", False)
     kind = _concrete(cls, described)
-    model, info = _transforming(kind, config).from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+    model, info = _transforming(kind, config, _checked(folder, bases)).from_pretrained(
+        folder, *args, output_loading_info=True, **kwargs
+    )
     model.__class__ = kind
     _check(folder, info, written is not None)
     return (model, info) if wanted else model
@@ -96,13 +99,23 @@ def _concrete(cls: Any, described: Any) -> Any:
     return next((named[name] for name in described.architectures or () if name in named), next(iter(named.values())))
 
 
-def _transforming(kind: Any, config: NobleConfig) -> Any:
+def _checked(folder: Any, bases: Any) -> dict[str, Any]:
+    if not isinstance(bases, dict):
+        raise CheckpointError(
+            f"'{BASES}' in the config of {printable(folder)} is {shown(bases)}, which is no dictionary"
+        )
+    return bases
+
+
+def _transforming(kind: Any, config: NobleConfig | None, bases: dict[str, Any]) -> Any:
     """`kind` as a class that transforms itself, under the same name."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, *args, **kwargs)
-        if not named_branches(self):  # of a class that transforms itself
-            transform(self, config=config)
+        if bases and not named_bases(self):
+            put_bases(self, bases)
+        if config is not None and not named_branches(self):  # of a class that transforms itself
+            transform(self, config=config.replace(base=None) if bases else config)
 
     return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
 

@@ -164,3 +164,24 @@ def test_an_auto_class_of_another_task(tmp_path):
         noble_fx.from_pretrained(transformers.AutoModelForMaskedLM, tmp_path)
     with pytest.raises(ConfigError, match="give the model class itself"):
         noble_fx.from_pretrained("llama", tmp_path)
+
+
+@pytest.mark.parametrize("branches", [False, True])
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_a_compressed_model_comes_back(make, branches, tmp_path):
+    model = noble(make) if branches else make()
+    ids = torch.randint(3, 99, (8, 16), generator=torch.Generator().manual_seed(0))
+    small = noble_fx.compress(model, {"input_ids": ids}, rank=4, progress=False)
+    small.save_pretrained(tmp_path)
+    again = noble_fx.from_pretrained(transformers.AutoModelForCausalLM, tmp_path).eval()
+    assert torch.equal(again(input_ids=ids).logits, small(input_ids=ids).logits)
+    assert {type(m) for m in again.modules()} == {type(m) for m in small.modules()}
+    assert not hasattr(model.config, "noble_bases")  # the original's is its own
+
+
+def test_bases_that_are_none_are_told(tmp_path):
+    model = llama()
+    model.config.noble_bases = ["q_proj"]
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="noble_bases"):
+        noble_fx.from_pretrained(transformers.AutoModelForCausalLM, tmp_path)

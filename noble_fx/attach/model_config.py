@@ -10,14 +10,15 @@ from typing import Any
 
 from torch import nn
 
+from noble_fx.attach.bases import described_bases
 from noble_fx.branches.base import Branch
 from noble_fx.errors import ConfigError
 
-KEY = "noble"
+KEY, BASES = "noble", "noble_bases"
 
 
 def note(model: nn.Module) -> None:
-    """Write the settings that the model's branches carry into its config, or take out what is there of old ones.
+    """Write what the model's branches and bases are into its config, or take out what is there of old ones.
 
     The config becomes the model's own: a user makes several models of one, and the others have no branches. Of settings
     that no file can hold (a callable for σ) nothing is written.
@@ -25,14 +26,15 @@ def note(model: nn.Module) -> None:
     if not is_pretrained(model):
         return
     shared: Any = model.config
-    settings = _settings(model)
-    if settings == vars(shared).get(KEY):
+    told = {KEY: _settings(model), BASES: described_bases(model) or None}
+    if all(value == vars(shared).get(key) for key, value in told.items()):
         return
     own = copy.copy(shared)
-    if settings is None:
-        delattr(own, KEY)
-    else:
-        setattr(own, KEY, settings)
+    for key, value in told.items():
+        if value is not None:
+            setattr(own, key, value)
+        elif key in vars(own):
+            delattr(own, key)
     for module in model.modules():
         if vars(module).get("config") is shared:  # its parts ask the same object
             vars(module)["config"] = own
