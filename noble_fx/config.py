@@ -1,8 +1,4 @@
-"""What a user can choose: the published recipes (`NoblePreset`) and one transform's settings (`NobleConfig`).
-
-The numbers of the presets come from arXiv 2603.06492 (`paper`: the text's appendix) and from its author's
-code (`reference`); the two differ. `flat` is ours.
-"""
+"""What a user can choose: one transform's settings (`NobleConfig`)."""
 
 from __future__ import annotations
 
@@ -18,99 +14,13 @@ from numbers import Integral
 from typing import Any
 
 from noble_fx.errors import ConfigError, check_flag, nearest, printable, shown
+from noble_fx.presets import PRESETS as PRESETS
+from noble_fx.presets import NoblePreset as NoblePreset
 
 RankSpec = int | float | str
 CAPTURES = ["auto", "modules", "fx", "export"]  # noble_fx.captures.register_capture adds to them
 GROUPS = ("auto", "all", "attention", "ffn")
 SCOPES = ("linear", "block")
-
-
-@dataclass(frozen=True)
-class NoblePreset:
-    """One recipe: which biases exist, how a branch is drawn, and how fast each part learns.
-
-    A learning-rate multiplier `(min(K, N) / r) ** exponent` belongs to U and to M, a constant to the rest.
-    """
-
-    name: str
-    down_bias: bool  # d exists (never when σ is the identity)
-    mixer_bias: bool  # m exists
-    mixer_init: str  # "xavier_uniform", or "normal": N(0, mixer_gain / √r)
-    mixer_gain: float = 0.5
-    frequency_range: tuple[float, float] = (0.8, 1.2)
-    phase_std: float = 0.1
-    up_gain: float = 0.01  # α of U ~ N(0, α / √r)
-    base_gain: float = 0.5  # W ~ N(0, base_gain / √K), only with init_base=True
-    lr_up_exponent: float = 0.6
-    lr_mixer_exponent: float = 0.45
-    lr_frequency: float = 3.0
-    lr_phase: float = 5.0
-    lr_scale: float = 1.0
-    lr_shift: float = 1.0
-    decay_frequency: bool = False  # weight decay on ω and φ
-
-    def __post_init__(self) -> None:
-        kinds: dict[str, tuple[str, Callable[[Any], bool]]] = {
-            "str": ("a text", lambda value: isinstance(value, str)),
-            "bool": ("True or False", lambda value: isinstance(value, bool)),
-            "float": (f"a number within ±{_LARGEST}", _is_number),
-            "tuple[float, float]": (f"two numbers within ±{_LARGEST}, the smaller one first", _is_range),
-        }
-        for field in dataclasses.fields(self):
-            said, holds = kinds[str(field.type)]
-            if not holds(getattr(self, field.name)):
-                raise ConfigError(f"{field.name}={shown(getattr(self, field.name))} of a preset must be {said}")
-        for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={shown(getattr(self, name))} of a preset must not be negative")
-        for name in ("lr_up_exponent", "lr_mixer_exponent"):
-            if abs(getattr(self, name)) > _STEEPEST:
-                raise ConfigError(f"{name}={shown(getattr(self, name))} of a preset must be within ±{_STEEPEST}")
-        if self.mixer_init not in ("xavier_uniform", "normal"):
-            raise ConfigError(f"mixer_init={shown(self.mixer_init)} is unknown; use 'xavier_uniform' or 'normal'")
-
-
-# Spreads of what is drawn, and multipliers of rates.
-_NOT_NEGATIVE = ("mixer_gain", "phase_std", "up_gain", "base_gain", "lr_frequency", "lr_phase", "lr_scale", "lr_shift")
-_LARGEST = 65504  # of float16: what is drawn with it exists in every dtype that a model may have
-_STEEPEST = 8  # (min(K, N) / r) ** exponent stays a number
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-def _is_range(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value)) and value[0] <= value[1]
-
-
-PRESETS = {
-    "paper": NoblePreset("paper", down_bias=False, mixer_bias=False, mixer_init="xavier_uniform"),
-    "reference": NoblePreset(
-        "reference",
-        down_bias=True,
-        mixer_bias=True,
-        mixer_init="normal",
-        lr_up_exponent=0.4,
-        lr_mixer_exponent=0.5,
-        lr_frequency=2.0,
-        lr_phase=4.0,
-        lr_scale=5.0,
-        lr_shift=3.0,
-        decay_frequency=True,
-    ),
-    # Ours, not published: the paper's branch, every part of it at the base's rate (docs/effect.md).
-    "flat": NoblePreset(
-        "flat",
-        down_bias=False,
-        mixer_bias=False,
-        mixer_init="xavier_uniform",
-        lr_up_exponent=0.0,
-        lr_mixer_exponent=0.0,
-        lr_frequency=1.0,
-        lr_phase=1.0,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -132,8 +42,10 @@ class NobleConfig:
     fuse: bool | str = True  # "require": an error where a site would have no generated kernels on a GPU
     seed: int | None = None
     scope: str = "linear"  # "block": one branch around each whole repeated block
-    base: str | None = None  # another form of W beside each branch: "factorized"; None: W as it is
+    base: str | None = None  # another form of W beside each branch: "factorized", …; None: W as it is
     base_rank: int | float | None = None  # of that form: a number, or a share of min(K, N)
+    base_settings: dict[str, Any] | None = None  # further numbers of that form: density, blocks, …
+    guide: float = 0.0  # for which share of training W goes on beside its new form, fading out
 
     def __post_init__(self) -> None:
         check_rank(self.rank, "rank")
@@ -268,18 +180,25 @@ def _check_scope(config: NobleConfig) -> None:
 
 
 def _check_base(config: NobleConfig) -> None:
-    """Refuse a form of W without a rank, a rank without a form, and what a block has not."""
+    """Refuse what belongs to another form of W without one, and what a block has not; the kind itself checks the rest.
+
+    (`noble_fx.bases.kinds.check_base`, once a model is looked at.)
+    """
     if config.base is None:
-        if config.base_rank is not None:
-            raise ConfigError(
-                f"base_rank={shown(config.base_rank)} is the rank of another form of W: say which, base=…"
-            )
+        given = {"base_rank": config.base_rank, "base_settings": config.base_settings, "guide": config.guide or None}
+        if name := next((name for name, value in given.items() if value is not None), None):
+            raise ConfigError(f"{name}={shown(given[name])} is of another form of W: say which, base=…")
         return
     if not isinstance(config.base, str):
         raise ConfigError(f"base={shown(config.base)} must be None or the name of a form of W")
-    if config.base_rank is None:
-        raise ConfigError(f"base={config.base!r} needs a rank: base_rank=…, a number or a share of min(K, N)")
-    check_rank(config.base_rank, "base_rank", budget=False)
+    if config.base_rank is not None:
+        check_rank(config.base_rank, "base_rank", budget=False)
+    settings = {} if config.base_settings is None else config.base_settings
+    plain = isinstance(settings, dict) and all(isinstance(name, str) for name in settings)
+    if not plain or not all(isinstance(value, bool | int | float | str) for value in settings.values()):
+        raise ConfigError(f"base_settings={shown(settings)} must be None or a dictionary {{name: number or text}}")
+    if isinstance(config.guide, bool) or not isinstance(config.guide, int | float) or not 0 <= config.guide <= 1:
+        raise ConfigError(f"guide={shown(config.guide)} must be a share of training between 0 and 1")
     if config.scope == "block":
         raise ConfigError("base=… is another form of a layer's W, and scope='block' has branches around whole blocks")
 

@@ -58,41 +58,24 @@ def test_a_share_is_of_the_smaller_side():
         ({"scope": ["block"]}, r"scope=\['block'\] is unknown"),
         ({"scope": "block", "select": "ffn"}, "select='ffn' is for scope='linear'"),
         ({"scope": "block", "init_base": True}, "init_base=True draws the weight beside each branch, and a block has"),
+        ({"base_rank": 8}, "base_rank=8 is of another form of W: say which, base="),
+        ({"guide": 0.5}, "guide=0.5 is of another form of W"),
+        ({"base_settings": {"blocks": 2}}, "base_settings=.* is of another form of W"),
+        ({"base": 3}, "base=3 must be None or the name of a form of W"),
+        ({"base": "factorized", "base_rank": "4%"}, "base_rank='4%' is not a rank"),
+        ({"base": "factorized", "guide": 1.5}, "guide=1.5 must be a share of training between 0 and 1"),
+        ({"base": "factorized", "guide": True}, "guide=True must be a share"),
+        ({"base": "factorized", "base_settings": [3]}, r"base_settings=\[3\] must be None or a dictionary"),
+        (
+            {"base": "factorized", "base_settings": {"blocks": [2]}},
+            "must be None or a dictionary {name: number or text}",
+        ),
+        ({"base": "factorized", "base_rank": 8, "scope": "block"}, "scope='block' has branches around whole blocks"),
     ],
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ConfigError, match=message):
         NobleConfig(**settings)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"up_gain": "big"}, "up_gain='big' of a preset must be a number within ±65504"),
-        ({"up_gain": True}, "up_gain=True of a preset must be a number within ±65504"),
-        ({"up_gain": float("inf")}, "up_gain=inf of a preset must be a number within ±65504"),
-        ({"down_bias": 1}, "down_bias=1 of a preset must be True or False"),
-        ({"name": 3}, "name=3 of a preset must be a text"),
-        ({"frequency_range": [1.2, 0.8]}, "must be two numbers within ±65504, the smaller one first"),
-        ({"frequency_range": 1.0}, "must be two numbers within ±65504"),
-        ({"phase_std": -1}, "phase_std=-1 of a preset must not be negative"),
-        ({"up_gain": -0.1}, "up_gain=-0.1 of a preset must not be negative"),
-        ({"mixer_gain": -0.5}, "mixer_gain=-0.5 of a preset must not be negative"),
-        ({"lr_phase": -5.0}, "lr_phase=-5.0 of a preset must not be negative"),
-        ({"frequency_range": [0.8, 3.4e38]}, "must be two numbers within ±65504"),
-        ({"base_gain": 1e5}, "base_gain=100000.0 of a preset must be a number within ±65504"),
-        ({"lr_up_exponent": 300.0}, "lr_up_exponent=300.0 of a preset must be within ±8"),
-        ({"mixer_init": "zeros"}, "mixer_init='zeros' is unknown"),
-        ({"colour": 1}, "preset: got an unexpected keyword argument 'colour'"),
-        ({"\ud7fc": 1}, r"preset: got an unexpected keyword argument '\\ud7fc'"),
-    ],
-)
-def test_a_preset_in_a_file_that_cannot_be(change, message):
-    preset = NobleConfig(preset=NoblePreset("mine", True, False, "normal")).to_dict()["preset"]
-    with pytest.raises(ConfigError, match=message):
-        NobleConfig.from_dict({"preset": preset | change})
-    with pytest.raises(ConfigError, match="preset: missing 3 required"):
-        NobleConfig.from_dict({"preset": {"name": "mine"}})
 
 
 def test_a_pattern_that_cannot_be_printed_is_shown_all_the_same():
@@ -112,6 +95,7 @@ def test_an_unknown_setting_names_the_nearest():
         NobleConfig(),
         NobleConfig(rank="4%", act="gelu_net", select=("a.b",), exclude="x", rank_pattern={"q": 8}, seed=3),
         NobleConfig(preset=NoblePreset("mine", True, False, "normal", lr_phase=7.0)),
+        NobleConfig(base="block_diagonal", base_rank=0.25, base_settings={"blocks": 2, "form": "shuffle"}, guide=0.5),
     ],
 )
 def test_round_trip_through_json(config):

@@ -18,6 +18,7 @@ ROOMS = [
         "imports",
         "interleaved",
         "own_code",
+        "presets",
         "random_states",
         "schema",
         "tables",
