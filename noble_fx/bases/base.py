@@ -9,28 +9,34 @@ parameters (what learns) and buffers (what does not).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from noble_fx.errors import ConfigError
+from noble_fx.errors import ConfigError, Refusal
 
 
 class Base(nn.Module):
     """A linear map [.., K] -> [.., N] of rank `rank` in the place of a layer's W; the base of every kind."""
 
-    kind: ClassVar[str] = ""  # the name that `transform(base=…)` takes
+    kind: str = ""  # the name that `transform(base=…)` takes
     action: ClassVar[str] = "replace"
     # The dimensions of its own tensors, as a branch has them (`Branch.axes`).
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # What its class takes besides K, N and the rank, in plain JSON values, each as it is where nobody says else.
+    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    whole: ClassVar[bool] = False  # of full width at first, min(K, N): it saves once it was truncated
     error: float | None = None  # ‖y − ŷ‖ / ‖y‖ on the rows that it was fitted to, where it was
     method: str = ""  # by which method of `compress` it was made
+    lacks_values = False  # made on the meta device, and not drawn since
 
     def __init__(self, in_features: int, out_features: int, rank: int, **settings: Any):
         super().__init__()
-        if settings:
-            raise ConfigError(f"bases of kind {self.kind!r} have no setting {next(iter(settings))!r}")
+        self.settings = self.completed(settings)
+        if wrong := self.misfit(in_features, out_features, rank, self.settings):
+            raise ConfigError(f"no base of kind {self.kind!r} is [{out_features}, {in_features}]: {wrong}")
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
 
     # --- what a kind says ---------------------------------------------------------------------------------------------
@@ -49,10 +55,29 @@ class Base(nn.Module):
 
     # --- what it may say better ---------------------------------------------------------------------------------------
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What its class takes besides K, N and the rank, in plain JSON values."""
-        return {}
+    @classmethod
+    def check(cls, settings: Mapping[str, Any]) -> None:
+        """Refuse settings that no layer could have, before a model is looked at; raises `ConfigError`."""
+
+    @classmethod
+    def misfit(cls, in_features: int, out_features: int, rank: int, settings: Mapping[str, Any]) -> str:
+        """Why W [N, K] cannot have this form at this rank, "" where it can."""
+        limit = min(in_features, out_features)
+        return f"its rank {rank} is above min(K, N) = {limit}" if rank > limit else ""
+
+    def draw(self) -> None:
+        """Give its buffers the values that it starts with, at random where there is something to draw."""
+
+    def between_steps(self, progress: float, prefix: int | None = None) -> None:
+        """What is due between two training steps, of which the share `progress` is done; in place."""
+
+    def importances(self) -> Tensor | Refusal:
+        """How much each of its `rank` parts counts, the first one most [rank]; or why it has no such parts."""
+        return Refusal(f"bases of kind {self.kind!r} have no parts that could be cut off")
+
+    def truncated(self, rank: int) -> Base | Refusal:
+        """A new one of its kind, of the `rank` parts that count most; or why there is none."""
+        return Refusal(f"bases of kind {self.kind!r} have no parts that could be cut off")
 
     @property
     def label(self) -> str:
@@ -61,9 +86,20 @@ class Base(nn.Module):
 
     def flops(self) -> int:
         """Of one row: two for each multiply-add of its products."""
-        return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim == 2)
+        return 2 * sum(parameter.numel() for parameter in self.parameters() if parameter.ndim >= 2)
 
     # --- what is derived ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def completed(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """All settings of one, from those that were given; raises `ConfigError` for what it does not take."""
+        for name in settings:
+            if name not in cls.defaults:
+                known = f"; it takes {', '.join(cls.defaults)}" if cls.defaults else ""
+                raise ConfigError(f"bases of kind {cls.kind!r} have no setting {name!r}{known}")
+        complete = {**cls.defaults, **settings}
+        cls.check(complete)
+        return complete
 
     @classmethod
     def on_meta(cls, in_features: int, out_features: int, rank: int, **settings: Any) -> Base:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noble_fx.bases.base import Base
+from noble_fx.errors import Refusal
 
 
 class LowRank(Base):
@@ -49,10 +50,25 @@ class LowRank(Base):
             self.up.copy_(up)
             self.down.copy_(down)
 
+    def importances(self) -> Tensor:
+        """The singular values of A B."""
+        return torch.linalg.svdvals(wide(self.merged().detach()))[: self.rank]
+
+    def truncated(self, rank: int) -> Base | Refusal:
+        """The best one of that rank: the truncated SVD of A B."""
+        return LowRank.of(*spectral_factors(self.merged(), rank))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32 at least, in which a decomposition is made."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
 
 def spectral_factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A [N, k] and B [k, K] with A B the best approximation of W [N, K] of rank k, in W's dtype."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    u, s, v = torch.linalg.svd(weight.detach().to(wide), full_matrices=False)
-    root = s[:rank].sqrt()
-    return (u[:, :rank] * root).to(weight.dtype), (root[:, None] * v[:rank]).to(weight.dtype)
+    """A [.., N, k] and B [.., k, K] with A B the best approximation of W [.., N, K] of rank k, in W's dtype."""
+    u, s, v = torch.linalg.svd(wide(weight.detach()), full_matrices=False)
+    root = s[..., :rank].sqrt()
+    return (
+        (u[..., :rank] * root[..., None, :]).to(weight.dtype),
+        (root[..., None] * v[..., :rank, :]).to(weight.dtype),
+    )
