@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from noble_fx.attach.attach import named_branches
 from noble_fx.attach.bases import described_bases, put_bases
 from noble_fx.attach.gone import told_gone
+from noble_fx.attach.model_config import note
 from noble_fx.attach.restore import restored_on_error
 from noble_fx.captures.base import Examples
 from noble_fx.captures.example_inputs import rebuild
@@ -28,6 +29,7 @@ from noble_fx.checkpoints.fit import Fit, fill, kept
 from noble_fx.checkpoints.gather import agreed, gathered, is_sharded, on_rank_0
 from noble_fx.checkpoints.state import State, state_to_save, stored
 from noble_fx.checkpoints.weights_file import WEIGHTS, Stored
+from noble_fx.config import BASE_SETTINGS, NobleConfig
 from noble_fx.errors import CheckpointError, ConfigError, NobleError, check_flag, printable
 from noble_fx.files import as_path, staged
 from noble_fx.inspect import sites
@@ -165,7 +167,7 @@ def _loaded(
         put_bases(model, described.bases)
         plan = None
         if described.config is not None:
-            config = described.config.replace(base=None)  # the file says what each base is
+            config = described.config.without_base()  # the file says what each base is
             plan = make_plan(model, config, examples, advise=False)  # the settings are the folder's
         fit = Fit(model, plan, printable(folder))
     except NobleError as error:
@@ -175,6 +177,7 @@ def _loaded(
     fit.check_values(values)
     with kept(model):
         result = model if plan is None else apply_plan(model, plan)
+        _tell_base(result, described.config)
         try:
             fill(result, fit, {**described.extra, **values})
         except Exception as error:
@@ -183,6 +186,15 @@ def _loaded(
                 f"{printable(folder / WEIGHTS)} could not be read into the model: {reason}"
             ) from error
     return result
+
+
+def _tell_base(model: nn.Module, config: NobleConfig | None) -> None:
+    """Let the branches say again by which settings the bases beside them were made."""
+    if config is not None and config.base is not None:
+        told = {name: getattr(config, name) for name in BASE_SETTINGS}
+        for branch in named_branches(model).values():
+            branch.config = branch.config.replace(**told)
+        note(model)
 
 
 def _check_loadable(model: nn.Module) -> None:

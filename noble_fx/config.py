@@ -21,6 +21,7 @@ RankSpec = int | float | str
 CAPTURES = ["auto", "modules", "fx", "export"]  # noble_fx.captures.register_capture adds to them
 GROUPS = ("auto", "all", "attention", "ffn")
 SCOPES = ("linear", "block")
+BASE_SETTINGS = ("base", "base_rank", "base_settings", "guide")  # those of another form of W
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class NobleConfig:
                     f"{shown(name)} is not a setting{nearest(name, known)}; the settings are {', '.join(known)}"
                 )
         return dataclasses.replace(self, **changes)
+
+    def without_base(self) -> NobleConfig:
+        """The same settings of branches, and W as it is."""
+        defaults = NobleConfig()
+        return self.replace(**{name: getattr(defaults, name) for name in BASE_SETTINGS})
 
     @classmethod
     def of(cls, config: NobleConfig | None, settings: dict[str, Any]) -> NobleConfig:

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx.attach.attach import attach, carriers, detach, named_branches
+from noble_fx.attach.bases import build_bases, named_bases, put_base
 from noble_fx.attach.draw import base_tensors, build_branches, draw_base
 from noble_fx.attach.gone import forget_choice, made_choice, note_choice
 from noble_fx.attach.model_config import note
 from noble_fx.attach.restore import Before, restored_on_error, unchanged
 from noble_fx.attach.switched_off import is_off, switched_off, without_branch
 from noble_fx.attach.unwrapped import check_unwrapped, same_on_every_rank
+from noble_fx.bases.base import Base
+from noble_fx.bases.kinds import check_base
 from noble_fx.branches.base import Branch
 from noble_fx.branches.drawing import drawing
 from noble_fx.branches.kinds import check_branch
@@ -90,6 +93,7 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None =
             "or transform a fresh model"
         )
     check_branch(config)  # an unknown kind, an unknown or ill-shaped σ is refused first
+    check_base(config)
     examples = examples or Examples()
     with unchanged(model):
         try:
@@ -110,6 +114,11 @@ def _asked_plan(model: nn.Module, config: NobleConfig, examples: Examples) -> Pl
                 f"example inputs are for capture='export', and capture={config.capture!r} runs no model to look at it "
                 "(noble_fx.programs(model, *inputs) shows graphs)"
             ).leading_nowhere()
+        if config.base is not None and not capture.calls_layers:
+            raise ConfigError(
+                f"base={config.base!r} gives layers another form of W, and the graphs of capture={config.capture!r} "
+                "read W itself; use capture='modules' or 'fx'"
+            ).leading_nowhere()
         answer = capture.plan(model, config, examples)
         if isinstance(answer, Plan):
             return dataclasses.replace(answer, config=answer.config.replace(capture=name))
@@ -126,6 +135,7 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Build all branches, then put them in; on whatever is raised, an interrupt included, the model is as it was."""
     dynamo.register()
     branches = {site.fqn: build_branches(model, site, plan.config) for site in plan.selected}
+    bases = build_bases(model, plan.selected, plan.config)
     choice = made_choice(model, plan.sites)
     for site_branches in branches.values():
         for branch in site_branches:
@@ -134,15 +144,19 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
         require_kernels(branches)
     forget_compiled()
     with restored_on_error(model) as before:
-        result = _put_in(model, plan, branches, before)
+        result = _put_in(model, plan, branches, bases, before)
         note_choice(result, choice)
     return result
 
 
-def _put_in(model: nn.Module, plan: Plan, branches: dict[str, list[Branch]], before: Before) -> nn.Module:
+def _put_in(
+    model: nn.Module, plan: Plan, branches: dict[str, list[Branch]], bases: dict[str, Base], before: Before
+) -> nn.Module:
     name, capture = next(asked(plan.config.capture))
     for site in plan.selected:
         attach(model, site, branches[site.fqn])
+    for fqn, base in bases.items():
+        put_base(model, fqn, base)
     keep_from_fast_path(model)
     result = capture.build(model, plan)
     if not isinstance(result, nn.Module):
@@ -248,6 +262,7 @@ def reset_branches(model: nn.Module) -> nn.Module:
 def reset_parameters(model: nn.Module) -> nn.Module:
     """Draw again all that `transform` drew: every branch, and with init_base=True the weights beside them.
 
+    So is a W of another form that was made on the meta device, where there was no W to take it from.
     What a model needs after meta → shard → `to_empty`, once its own weights are initialised: the values are those of
     the unsharded model. Raises what `reset_branches` raises.
     """
@@ -265,11 +280,12 @@ def reset_parameters(model: nn.Module) -> nn.Module:
 
 
 def _drawn_with_their_base(model: nn.Module) -> list[tuple[Site, NobleConfig]]:
-    """The sites of init_base=True, by the names that they have in `model` as it is wrapped now."""
+    """The sites whose weight was drawn, or has no values yet, by the names that they have in `model` today."""
     found = {}
+    lacking = {fqn for fqn, base in named_bases(model).items() if base.lacks_values}
     for fqn, branch in named_branches(model).items():
         site = branch.site
-        if site is not None and branch.config.init_base:
+        if site is not None and (branch.config.init_base or fqn in lacking):
             weight = fqn.rpartition(".")[0] if site.experts else fqn
             here = dataclasses.replace(site, weight=weight) if site.weight else dataclasses.replace(site, fqn=fqn)
             found[weight] = here, branch.config

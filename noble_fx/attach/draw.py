@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from noble_fx.attach.attach import branch_paths, site_name
+from noble_fx.attach.bases import refill_base
 from noble_fx.branches.base import Branch
 from noble_fx.branches.drawing import drawing
 from noble_fx.branches.kinds import branch_class
@@ -40,13 +43,13 @@ def build_branches(model: nn.Module, site: Site, config: NobleConfig) -> list[Br
 def base_tensors(model: nn.Module, site: Site) -> list[Tensor]:
     """The weight of one site, and its bias where it has one: what `draw_base` changes. Of a block, one inside.
 
-    Of a layer whose W has another form, what that is made of.
+    Of a layer whose W has another form, what that is made of in the weight's place.
     """
     if site.is_block:
         return [_weight_inside(model.get_submodule(site.fqn))]
     owner = model.get_submodule(site.weight.rpartition(".")[0] if site.weight else site.fqn)
     if isinstance(owner, Structured):
-        return list(owner.base.parameters())
+        return [*owner.base.parameters(), *owner.base.buffers(), *([owner.bias] if owner.bias is not None else [])]
     weight = model.get_parameter(site.weight) if site.weight else owner.weight
     assert isinstance(weight, Tensor)
     bias = bias_of(owner, site.weight.rpartition(".")[2])
@@ -64,12 +67,22 @@ def _weight_inside(block: nn.Module) -> Tensor:
 
 
 def draw_base(model: nn.Module, site: Site, config: NobleConfig) -> None:
-    """Draw the weight of one site again, N(0, gain / √K), and set its bias to zero; nothing happens on meta."""
+    """Draw the weight of one site again, N(0, gain / √K), and set its bias to zero; nothing happens on meta.
+
+    A W of another form becomes that form of the weight that would be drawn.
+    """
+    layer: Any = None if site.weight else model.get_submodule(site.fqn)
     weight, *biases = base_tensors(model, site)
     if weight.is_meta:
         return
-    with torch.no_grad(), drawing(config, own_name(site.weight or f"{site.fqn}.weight", model)):
-        drawn = torch.randn(weight.shape) * config.recipe.base_gain * site.in_features**-0.5
-        weight.copy_(laid_out_like(weight, drawn))
+    with drawing(config, own_name(site.weight or f"{site.fqn}.weight", model)):
+        shape = layer.weight.shape if isinstance(layer, Structured) else weight.shape
+        drawn = torch.randn(shape) * config.recipe.base_gain * site.in_features**-0.5
+    with torch.no_grad():
+        if isinstance(layer, Structured):
+            refill_base(model, site, layer.laid_out(drawn), config)
+            biases = [layer.bias] if layer.bias is not None and config.init_base else []
+        else:
+            weight.copy_(laid_out_like(weight, drawn))
         for bias in biases:
             bias.zero_()

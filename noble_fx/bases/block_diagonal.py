@@ -59,7 +59,9 @@ class BlockDiagonal(Base):
         if rank % unit:
             below, above = rank // unit * unit, -(-rank // unit) * unit
             near = f"{below} or {above}" if below else str(above)
-            return f"its rank {rank} must be a multiple of {'blocks²' if shuffled else 'blocks'} = {unit}, such as {near}"
+            return (
+                f"its rank {rank} must be a multiple of {'blocks²' if shuffled else 'blocks'} = {unit}, such as {near}"
+            )
         return super().misfit(in_features, out_features, rank, settings)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -73,7 +75,7 @@ class BlockDiagonal(Base):
 
     def merged(self) -> Tensor:
         """W [N, K]"""
-        g, q, c = self.down.shape
+        g, q, _ = self.down.shape
         if not self.shuffled:
             return torch.einsum("ngq,gqc->ngc", self.up.unflatten(1, (g, q)), self.down).flatten(1)
         left, right = self._paired()

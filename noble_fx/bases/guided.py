@@ -21,6 +21,9 @@ from noble_fx.errors import ConfigError, Refusal, shown
 class Guided(Base):
     """Any base in `inner`, beside W in `weight` [N, K]; `alpha` [] is how much of y is W's."""
 
+    alpha: Tensor
+    inner: Base
+
     def __init__(self, inner: Base, guide: float):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.rank = inner.in_features, inner.out_features, inner.rank

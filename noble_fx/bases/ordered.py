@@ -23,6 +23,7 @@ class Ordered(LowRank):
 
     kind = "ordered"
     whole = True
+    prefix: Tensor
 
     def __init__(self, in_features: int, out_features: int, rank: int, **settings: Any):
         super().__init__(in_features, out_features, rank, **settings)

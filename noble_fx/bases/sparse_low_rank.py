@@ -27,6 +27,7 @@ class SparseLowRank(Base):
     """s A B + S: `up` = A [N, k], `down` = B [k, K], `values` [n] at the flat, sorted places `index` [n] of W."""
 
     kind = "sparse_low_rank"
+    index: Tensor
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"down": ("k", "K"), "up": ("N", "k")}
     defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({"density": 0.03, "alpha": 32.0})
 
@@ -52,7 +53,7 @@ class SparseLowRank(Base):
         """x (s A B + S)ᵀ + b, one dense product"""
         parts = (self.up, self.down, self.values)
         if torch.is_grad_enabled() and (x.requires_grad or any(part.requires_grad for part in parts)):
-            product: Tensor = _Product.apply(x, *parts, self.index, bias, self.scale)  # type: ignore[no-untyped-call]
+            product: Tensor = _Product.apply(x, *parts, self.index, bias, self.scale)
             return product
         return F.linear(x, self.merged(), bias)
 
@@ -108,7 +109,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(x, up, down, values, index)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Any:
         x, up, down, values, index = ctx.saved_tensors
         dx = dup = ddown = dvalues = dbias = None
         if ctx.needs_input_grad[0]:

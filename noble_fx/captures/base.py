@@ -70,6 +70,7 @@ class Capture(ABC):
     """One way from a model to graphs. `plan` and `build` must be written; the rest is right for one without graphs."""
 
     takes_examples: ClassVar[bool] = False  # whether it runs the model on example inputs
+    calls_layers: ClassVar[bool] = False  # whether what it builds calls the layers, whatever form their W has
 
     @abstractmethod
     def plan(self, model: nn.Module, config: NobleConfig, examples: Examples) -> Plan | Refusal:

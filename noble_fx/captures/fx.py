@@ -110,6 +110,8 @@ def run_as_graph(model: nn.Module, graph: fx.Graph, assumed: Assumed = Assumed()
 class Fx(Capture):
     """One graph of the whole model by symbolic tracing, only where that is faithful."""
 
+    calls_layers = True
+
     def plan(self, model: nn.Module, config: NobleConfig, examples: Examples) -> Plan | Refusal:
         try:
             _check_names(model)

@@ -15,6 +15,8 @@ from noble_fx.sites.layer_maps import LinearMap
 class Modules(Capture):
     """No graph: the model runs its own Python, and the layers call their branches."""
 
+    calls_layers = True
+
     def plan(self, model: nn.Module, config: NobleConfig, examples: Examples) -> Plan | Refusal:
         maps = self.maps(model)
         try:

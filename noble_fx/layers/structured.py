@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from noble_fx.bases.base import Base
+from noble_fx.distributed import is_distributed
 from noble_fx.errors import CaptureError
+from noble_fx.layers.base import plain_class
 from noble_fx.layers.made_class import Made
 
 
@@ -34,9 +37,31 @@ class Structured(Made):
         """W as the layer's class lays it out, made of its parts in each call."""
         return self.laid_out(self.base.merged())
 
+    def reset_parameters(self) -> None:
+        """Draw W and b as the layer's class does, and take the nearest form of that W.
+
+        Where it cannot, W has no values yet and `noble_fx.reset_parameters` draws it; else raises `CaptureError`.
+        """
+        plain: Any = plain_class(self)  # type: ignore[arg-type]
+        if not hasattr(plain, "reset_parameters") or any(map(is_distributed, self.base.parameters())):
+            if not self.base.lacks_values:
+                raise CaptureError(
+                    f"a {plain.__name__} whose W is {self.base.kind} cannot draw it anew where it stands: it is spread "
+                    "over ranks, or its class does not say how"
+                )
+            return
+        drawn = object.__new__(plain)
+        weight = nn.Parameter(torch.empty_like(self.weight))
+        parts = {"weight": weight, "bias": self.bias}
+        vars(drawn).update({**vars(self), "_parameters": parts, "_modules": {}})
+        drawn.reset_parameters()
+        self.base.draw()
+        self.base.fill(self.laid_out(weight.detach()))
+        self.base.lacks_values = False
+
     @staticmethod
     def laid_out(matrix: Tensor) -> Tensor:
-        """W [N, K] as the layer's class has it."""
+        """W [N, K] as the layer's class has it, and back."""
         return matrix
 
 

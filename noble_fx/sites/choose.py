@@ -15,6 +15,7 @@ from noble_fx.config import GROUPS, NobleConfig
 from noble_fx.errors import ConfigError, nearest
 from noble_fx.sites.block_maps import at_scope
 from noble_fx.sites.find import LinearMap
+from noble_fx.sites.forms import assign_forms
 from noble_fx.sites.ranks import assign_ranks
 from noble_fx.sites.site import BLOCK, Site
 
@@ -42,7 +43,9 @@ def choose(
     action = branch_class(config).action
     excluded = [taken.get(entry.site.fqn, reason) for entry, reason in zip(maps, excluded, strict=True)]
     sites = [_decide(*entry, config, strict, action, has_blocks) for entry in zip(maps, wanted, excluded, strict=True)]
-    sites = assign_ranks(model, sites, config, refuse=strict and not is_group(config.select))
+    named = not is_group(config.select)
+    sites = assign_ranks(model, sites, config, refuse=strict and named)
+    sites = assign_forms(model, maps, sites, config, strict, named)
     if strict and not any(site.selected for site in sites):
         raise ConfigError(_nothing_selected(sites, config)).leading_nowhere()
     return tuple(sites)

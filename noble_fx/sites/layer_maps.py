@@ -91,9 +91,13 @@ def _form(module: nn.Module) -> dict[str, Any]:
     """What a site says of a W of another form."""
     if not isinstance(module, Structured):
         return {}
-    base = module.base
+    return {"action": module.base.action, **form_of(module.base)}
+
+
+def form_of(base: Base) -> dict[str, Any]:
+    """What a site says of its base."""
     counted = {"base_params": sum(p.numel() for p in base.parameters()), "base_row_flops": base.flops()}
-    return {"action": base.action, "base": base.kind, "base_rank": base.rank, "base_error": base.error, **counted}
+    return {"base": base.kind, "base_rank": base.rank, "base_error": base.error, **counted}
 
 
 def _note(weight: Any, others: int) -> str:

@@ -220,7 +220,8 @@ def test_a_model_is_saved_and_loaded(form, guide, tmp_path):
 def test_the_optimizer_groups_decay_matrices_alone(form):
     made_model = model(form)
     base = made_model[0].base
-    groups = {id(p): group for group in noble_fx.param_groups(made_model, lr=0.1, weight_decay=0.2) for p in group["params"]}
+    made_groups = noble_fx.param_groups(made_model, lr=0.1, weight_decay=0.2)
+    groups = {id(p): group for group in made_groups for p in group["params"]}
     for parameter in base.parameters():
         group = groups[id(parameter)]
         assert (group["lr"], group["weight_decay"]) == (0.1, 0.2 if parameter.ndim > 1 else 0.0)
@@ -232,7 +233,7 @@ def test_its_export_is_verified(form, tmp_path):
     pytest.importorskip("onnxruntime")
     made_model = model(form).eval()
     report = noble_fx.export_onnx(made_model, (torch.randn(4, 16),), tmp_path / "model.onnx")
-    assert report.max_error < 1e-4
+    assert report.largest_error <= report.tolerance
 
 
 @pytest.mark.parametrize("form", FORMS)
