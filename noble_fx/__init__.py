@@ -6,6 +6,7 @@ y = x Wᵀ + b + σ(x Dᵀ) Uᵀ beside every chosen linear layer, trained with 
 from typing import Any
 
 from noble_fx import runtime
+from noble_fx.attach.bases import named_bases
 from noble_fx.branches.activations import activation_names, register_activation
 from noble_fx.branches.base import Branch
 from noble_fx.branches.kinds import branch_names, register_branch
@@ -31,8 +32,11 @@ from noble_fx.pretrained import from_pretrained
 from noble_fx.sites.site import Site
 from noble_fx.training.changing.add_branches import add_branches, remove_branches
 from noble_fx.training.changing.base_state import load_base_state
+from noble_fx.training.changing.merge_bases import merge_bases
 from noble_fx.training.changing.set_rank import set_rank
+from noble_fx.training.changing.truncate_bases import truncate_bases
 from noble_fx.training.changing.zero_branches import zero_branches
+from noble_fx.training.hierarchical_lasso import hierarchical_lasso
 from noble_fx.training.hugging_face import NobleTrainerMixin
 from noble_fx.training.looking.nonfinite import Nonfinite, find_nonfinite
 from noble_fx.training.looking.stats import stats
@@ -41,6 +45,7 @@ from noble_fx.training.muon import muon_split
 from noble_fx.training.parallel.noble_plan import noble_plan
 from noble_fx.training.param_groups import param_groups
 from noble_fx.training.rates import scale_lr
+from noble_fx.training.stepping import step
 from noble_fx.training.trainable import set_trainable
 from noble_fx.transform import disabled, remove, reset_branches, reset_parameters, transform
 
@@ -94,10 +99,13 @@ __all__ = [
     "find_nonfinite",
     "fold",
     "from_pretrained",
+    "hierarchical_lasso",
     "kernels",
     "load",
     "load_base_state",
+    "merge_bases",
     "muon_split",
+    "named_bases",
     "noble_plan",
     "param_groups",
     "programs",
@@ -115,7 +123,9 @@ __all__ = [
     "set_trainable",
     "sites",
     "stats",
+    "step",
     "transform",
+    "truncate_bases",
     "watching",
     "zero_branches",
 ]

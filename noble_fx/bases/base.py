@@ -71,6 +71,15 @@ class Base(nn.Module):
     def between_steps(self, progress: float, prefix: int | None = None) -> None:
         """What is due between two training steps, of which the share `progress` is done; in place."""
 
+    @property
+    def widths(self) -> int:
+        """At how many widths it may run in training: `between_steps` is told one; 0 where it has but one."""
+        return 0
+
+    def lasso(self) -> Tensor | None:
+        """What `hierarchical_lasso` adds up, differentiable; None for a kind whose parts have no order."""
+        return None
+
     def importances(self) -> Tensor | Refusal:
         """How much each of its `rank` parts counts, the first one most [rank]; or why it has no such parts."""
         return Refusal(f"bases of kind {self.kind!r} have no parts that could be cut off")

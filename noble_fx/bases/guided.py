@@ -70,6 +70,13 @@ class Guided(Base):
         self.alpha.fill_(self.alpha_at(progress))
         self.inner.between_steps(progress, prefix)
 
+    @property
+    def widths(self) -> int:
+        return self.inner.widths
+
+    def lasso(self) -> Tensor | None:
+        return self.inner.lasso()
+
     def alpha_at(self, progress: float) -> float:
         """½ (1 + cos(π progress / guide)), and 0 from there on."""
         return 0.5 * (1 + math.cos(math.pi * progress / self.guide)) if progress < self.guide else 0.0

@@ -48,6 +48,10 @@ class Ordered(LowRank):
         """All of its width."""
         self.prefix.fill_(self.rank)
 
+    @property
+    def widths(self) -> int:
+        return self.rank
+
     def between_steps(self, progress: float, prefix: int | None = None) -> None:
         """The width of the next step."""
         self.prefix.fill_(self.rank if prefix is None else prefix)
@@ -55,6 +59,11 @@ class Ordered(LowRank):
     def tails(self) -> tuple[Tensor, Tensor]:
         """‖A[:, j:]‖ and ‖B[j:]‖ of each part j [m]; where a tail is zero, so is its gradient."""
         return _tail_norms(self.up.t()), _tail_norms(self.down)
+
+    def lasso(self) -> Tensor:
+        """Σ over the parts j of ‖A[:, j:]‖ + ‖B[j:]‖."""
+        of_up, of_down = self.tails()
+        return of_up.sum() + of_down.sum()
 
     def importances(self) -> Tensor:
         """‖A[:, j:]‖ ‖B[j:]‖ of each part j: what is lost at most without it and those behind it."""

@@ -54,6 +54,14 @@ def structure(layer: Any, base: Base, bias: Tensor | None) -> None:
     _prepare(layer)
 
 
+def exchange_base(layer: Any, base: Base) -> None:
+    """Give a layer that has a base another one, which learns and runs as that did."""
+    old = layer.base
+    learns = any(parameter.requires_grad for parameter in old.parameters())
+    layer.base = base.train(old.training).requires_grad_(learns)
+    _prepare(layer)
+
+
 def densify(layer: Any) -> None:
     """Give a layer its weight back as a matrix, and its class."""
     learns = any(parameter.requires_grad for parameter in layer.base.parameters())

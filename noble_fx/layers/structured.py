@@ -37,6 +37,11 @@ class Structured(Made):
         """W as the layer's class lays it out, made of its parts in each call."""
         return self.laid_out(self.base.merged())
 
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """That of `weight`, without making it."""
+        return self.base.out_features, self.base.in_features
+
     def reset_parameters(self) -> None:
         """Draw W and b as the layer's class does, and take the nearest form of that W.
 
@@ -67,6 +72,10 @@ class Structured(Made):
 
 class StructuredTransposed(Structured):
     """The same for a class whose weight is [K, N]."""
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        return self.base.in_features, self.base.out_features
 
     @staticmethod
     def laid_out(matrix: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def _shapes(module: nn.Module) -> dict[str, Shape | None]:
 
 def _shape(layer: nn.Module) -> Shape | None:
     if isinstance(layer, Structured):
-        return layer.base.out_features, layer.base.in_features
+        return layer.weight_shape
     weight = getattr(layer, "weight", None)
     return (weight.shape[0], weight.shape[1]) if isinstance(weight, nn.Parameter) and weight.ndim > 1 else None
 
