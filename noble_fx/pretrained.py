@@ -43,7 +43,7 @@ def from_pretrained(cls: Any, folder: str | Path, *args: Any, noble: NobleConfig
         folder, *args, output_loading_info=True, **kwargs
     )
     model.__class__ = kind
-    _check(folder, info, written is not None)
+    _check(folder, model, info, written is not None)
     return (model, info) if wanted else model
 
 
@@ -65,6 +65,11 @@ def _settled(folder: Any, written: Any, noble: NobleConfig | None) -> NobleConfi
             raise CheckpointError(
                 f"the config of {where} says nothing of branches; give noble=NobleConfig(...) to draw them beside "
                 "a base checkpoint. (A σ without a name leaves no settings in a config: noble_fx.register_activation)"
+            )
+        if noble.base is not None:
+            raise CheckpointError(
+                f"base={noble.base!r} is filled from weights, and {where} would be read into parts that it has not; load "
+                "the model as it is, then noble_fx.transform(model, base=…)"
             )
         return noble
     try:
@@ -120,12 +125,18 @@ def _transforming(kind: Any, config: NobleConfig | None, bases: dict[str, Any]) 
     return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
 
 
-def _check(folder: Any, info: Any, should_have_branches: bool) -> None:
+def _check(folder: Any, model: Any, info: Any, should_have_branches: bool) -> None:
     where = printable(folder)
     if strange := _of_branches(info["unexpected_keys"]):
         raise CheckpointError(
             f"{where} holds {len(strange)} tensors of branches that its settings do not make ({strange[0]!r}, ...): "
             "were branches added, taken out or transformed in another model class after its config was written?"
+        )
+    forms = tuple(f"{fqn}.base." for fqn in named_bases(model))
+    if lacks := [key for key in sorted(info["missing_keys"]) if forms and key.startswith(forms)]:
+        raise CheckpointError(
+            f"{where} has no values for {len(lacks)} tensors of weights of another form ({lacks[0]!r}, ...): were bases "
+            "merged, cut or freed of their guide after its config was written? noble_fx.save and load know each one"
         )
     missing = _of_branches(info["missing_keys"])
     if missing and should_have_branches:

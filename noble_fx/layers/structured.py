@@ -56,7 +56,8 @@ class Structured(Made):
                 )
             return
         drawn = object.__new__(plain)
-        weight = nn.Parameter(torch.empty_like(self.weight))
+        like = next(self.base.parameters())
+        weight = nn.Parameter(torch.empty(self.weight_shape, dtype=like.dtype, device=like.device))
         parts = {"weight": weight, "bias": self.bias}
         vars(drawn).update({**vars(self), "_parameters": parts, "_modules": {}})
         drawn.reset_parameters()

@@ -2,8 +2,9 @@
 
 import pytest
 
-from noble_fx.bases.kinds import KINDS, base_class, base_of
+from noble_fx.bases.kinds import KINDS, base_class, base_of, check_base
 from noble_fx.bases.low_rank import LowRank
+from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError
 
 
@@ -30,3 +31,24 @@ def test_what_was_described_comes_back():
 def test_a_rank_that_is_none_is_refused(rank):
     with pytest.raises(ConfigError, match="rank="):
         base_of({"kind": "factorized", "rank": rank}, 12, 20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"base": "factorised", "base_rank": 4}, "base='factorised' is unknown; nearest: 'factorized'; use one of"),
+        ({"base": "factorized"}, "base='factorized' needs a rank"),
+        ({"base": "factorized", "base_rank": 4, "base_settings": {"blocks": 2}}, "have no setting 'blocks'"),
+        ({"base": "block_diagonal", "base_rank": 4, "base_settings": {"blocks": 1}}, "blocks=1 of base="),
+    ],
+)
+def test_settings_that_no_layer_could_have_are_refused(settings, reason):
+    with pytest.raises(ConfigError, match=reason):
+        check_base(NobleConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"base": "ordered"}, {"base": "spectral"}, {"base": "ordered", "base_rank": 3}]
+)
+def test_a_base_of_full_width_needs_no_rank(settings):
+    check_base(NobleConfig(**settings))
