@@ -68,8 +68,8 @@ def _settled(folder: Any, written: Any, noble: NobleConfig | None) -> NobleConfi
             )
         if noble.base is not None:
             raise CheckpointError(
-                f"base={noble.base!r} is filled from weights, and {where} would be read into parts that it has not; load "
-                "the model as it is, then noble_fx.transform(model, base=…)"
+                f"base={noble.base!r} is filled from weights, and {where} would be read into parts that it has not; "
+                "load the model as it is, then noble_fx.transform(model, base=…)"
             )
         return noble
     try:
@@ -135,8 +135,8 @@ def _check(folder: Any, model: Any, info: Any, should_have_branches: bool) -> No
     forms = tuple(f"{fqn}.base." for fqn in named_bases(model))
     if lacks := [key for key in sorted(info["missing_keys"]) if forms and key.startswith(forms)]:
         raise CheckpointError(
-            f"{where} has no values for {len(lacks)} tensors of weights of another form ({lacks[0]!r}, ...): were bases "
-            "merged, cut or freed of their guide after its config was written? noble_fx.save and load know each one"
+            f"{where} has no values for {len(lacks)} tensors of weights of another form ({lacks[0]!r}, ...): were they "
+            "merged or cut after its config was written? noble_fx.save and load know the form of each one"
         )
     missing = _of_branches(info["missing_keys"])
     if missing and should_have_branches:

@@ -76,7 +76,7 @@ def draw_base(model: nn.Module, site: Site, config: NobleConfig) -> None:
     if weight.is_meta:
         return
     with drawing(config, own_name(site.weight or f"{site.fqn}.weight", model)):
-        shape = layer.weight.shape if isinstance(layer, Structured) else weight.shape
+        shape = layer.weight_shape if isinstance(layer, Structured) else tuple(weight.shape)
         drawn = torch.randn(shape) * config.recipe.base_gain * site.in_features**-0.5
     with torch.no_grad():
         if isinstance(layer, Structured):

@@ -132,7 +132,7 @@ def test_a_layer_under_two_names_is_not_tied():
 def test_a_weight_that_is_spread_over_ranks_is_refused_by_its_name():
     with one_rank() as mesh:
         model = tensor_parallel(tiny(), mesh)
-        reason = "W of 'blocks.0.fc1' cannot be factorized: its weight is spread over ranks already; transform the plain"
+        reason = "W of 'blocks.0.fc1' cannot be factorized: its weight is spread over ranks already; transform"
         with pytest.raises(ConfigError, match=reason):
             noble_fx.transform(model, rank=2, base="factorized", base_rank=2)
         assert type(model.blocks[0].q_proj) is nn.Linear
