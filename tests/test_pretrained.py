@@ -9,6 +9,7 @@ from torch import nn
 
 import noble_fx
 from noble_fx import CheckpointError, ConfigError, NobleConfig
+from noble_fx.attach.bases import described_bases
 from tests.models import loud, tokens
 
 TEXT = {"vocab_size": 99, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -185,3 +186,38 @@ def test_bases_that_are_none_are_told(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="noble_bases"):
         noble_fx.from_pretrained(transformers.AutoModelForCausalLM, tmp_path)
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("base", ["factorized", "sparse_low_rank", "spectral"])
+def test_weights_of_another_form_come_back(make, base, tmp_path):
+    model = noble(make, rank=2, base=base, base_rank=4, base_settings={"density": 0.05} if "sparse" in base else None)
+    model.save_pretrained(tmp_path)
+    again = noble_fx.from_pretrained(type(model), tmp_path)
+    assert equal(again, model)
+    assert described_bases(again) == described_bases(model) != {}
+
+
+def test_freed_of_its_guides_a_model_comes_back_without_them(tmp_path):
+    model = noble(rank=2, base="factorized", base_rank=4, guide=0.5)
+    noble_fx.step(model, 0.5)
+    model.save_pretrained(tmp_path)
+    assert equal(noble_fx.from_pretrained(type(model), tmp_path), model)
+
+
+def test_a_base_checkpoint_cannot_be_read_into_parts(tmp_path):
+    llama().save_pretrained(tmp_path)
+    settings = NobleConfig(rank=2, base="factorized", base_rank=4)
+    with pytest.raises(CheckpointError, match=r"base=.factorized. is filled from weights, .* load the model as it is"):
+        noble_fx.from_pretrained(transformers.LlamaForCausalLM, tmp_path, noble=settings)
+
+
+def test_a_folder_whose_bases_are_others_is_told(tmp_path):
+    model = noble(rank=2, base="factorized", base_rank=4)
+    written = model.config.noble
+    noble_fx.merge_bases(model)
+    assert model.config.noble["base"] is None
+    model.config.noble = written
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no values for 28 tensors of weights of another form"):
+        noble_fx.from_pretrained(type(model), tmp_path)

@@ -102,6 +102,22 @@ def transform(capture: str):
     return lambda model, folder: noble_fx.transform(model, **settings)
 
 
+def reformed(capture: str) -> nn.Module:
+    settings = {"base": "ordered", "base_settings": None, "guide": 0.5, "select": "q_proj|fc1", "capture": capture}
+    return loud(noble_fx.transform(plain(capture), rank=2, seed=0, **settings)).train()
+
+
+def unguided(capture: str) -> nn.Module:
+    model = reformed(capture)
+    noble_fx.step(model, 1.0)
+    return model
+
+
+def transform_bases(capture: str):
+    settings = {"base": "sparse_low_rank", "base_rank": 2, "guide": 0.5, "select": "q_proj|fc1", "capture": capture}
+    return lambda model, folder: noble_fx.transform(model, rank=2, init_base=True, **settings)
+
+
 CASES = {
     **{f"transform {name}": (lambda name=name: plain(name), transform(name)) for name in EXAMPLES},
     "load": (lambda: plain("modules"), load),
@@ -136,6 +152,10 @@ CASES = {
         )
         for name in EXAMPLES
     },
+    **{f"transform bases {name}": (lambda name=name: plain(name), transform_bases(name)) for name in ("fx", "modules")},
+    "merge_bases": (lambda: reformed("modules"), lambda model, folder: noble_fx.merge_bases(model)),
+    "truncate_bases": (lambda: unguided("modules"), lambda model, folder: noble_fx.truncate_bases(model, rank=2)),
+    "step": (lambda: reformed("modules"), lambda model, folder: noble_fx.step(model, 1.0)),
     "explain": (lambda: noble("modules"), lambda model, folder: noble_fx.explain(model)),
     "dry run": (
         plain,

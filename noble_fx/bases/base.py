@@ -71,6 +71,10 @@ class Base(nn.Module):
     def between_steps(self, progress: float, prefix: int | None = None) -> None:
         """What is due between two training steps, of which the share `progress` is done; in place."""
 
+    def stepped(self) -> list[Tensor]:
+        """The tensors that `between_steps` changes."""
+        return []
+
     @property
     def widths(self) -> int:
         """At how many widths it may run in training: `between_steps` is told one; 0 where it has but one."""

@@ -70,6 +70,9 @@ class Guided(Base):
         self.alpha.fill_(self.alpha_at(progress))
         self.inner.between_steps(progress, prefix)
 
+    def stepped(self) -> list[Tensor]:
+        return [self.alpha, *self.inner.stepped()]
+
     @property
     def widths(self) -> int:
         return self.inner.widths

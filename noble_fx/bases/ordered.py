@@ -48,6 +48,9 @@ class Ordered(LowRank):
         """All of its width."""
         self.prefix.fill_(self.rank)
 
+    def stepped(self) -> list[Tensor]:
+        return [self.prefix]
+
     @property
     def widths(self) -> int:
         return self.rank

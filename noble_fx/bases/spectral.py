@@ -56,6 +56,9 @@ class Spectral(Base):
         with torch.no_grad():
             self.spectrum.clamp_(min=0)
 
+    def stepped(self) -> list[Tensor]:
+        return [self.spectrum]
+
     def importances(self) -> Tensor:
         """s, the largest first."""
         return self.spectrum.detach().abs().sort(descending=True).values

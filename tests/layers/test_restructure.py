@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 
 import noble_fx
 from noble_fx.bases.low_rank import LowRank
-from noble_fx.layers.restructure import densify, matrix_of, structure, why_dense
+from noble_fx.layers.restructure import densify, exchange_base, matrix_of, structure, why_dense
 
 
 def factorized(layer, rank=3):
@@ -64,6 +64,19 @@ def test_with_its_weight_back_a_branch_is_fused_again():
     densify(factorized(model[0]))
     assert type(model[0]).__name__ == "NobleLinear"
     assert not model[0].noble.unfused
+
+
+def test_a_base_is_exchanged_for_another():
+    layer = factorized(nn.Linear(12, 20).double(), rank=6)
+    layer.base.requires_grad_(False)
+    layer.eval()
+    shorter = layer.base.truncated(2)
+    exchange_base(layer, shorter)
+    assert layer.base is shorter
+    assert not shorter.training
+    assert not any(p.requires_grad for p in shorter.parameters())
+    x = torch.randn(3, 12, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, shorter.merged(), layer.bias))
 
 
 class Own(nn.Linear):

@@ -44,6 +44,24 @@ def test_it_takes_one_tensor():
         layer()(torch.zeros(1, 12), torch.zeros(1))
 
 
+def test_it_says_the_shape_of_its_weight_without_making_it():
+    made = layer()
+    assert made.weight_shape == tuple(made.weight.shape) == (20, 12)
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D(20, 12)
+    structure(conv1d, LowRank(12, 20, 3), conv1d.bias)
+    assert conv1d.weight_shape == tuple(conv1d.weight.shape) == (12, 20)
+
+
+def test_a_class_that_does_not_say_how_it_is_drawn_says_so():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D(20, 12)
+    structure(conv1d, LowRank(12, 20, 3), conv1d.bias)
+    with pytest.raises(CaptureError, match="a Conv1D whose W is factorized cannot draw it anew"):
+        conv1d.reset_parameters()
+    conv1d.base.lacks_values = True
+    conv1d.reset_parameters()  # noble_fx.reset_parameters draws it
+    assert conv1d.base.lacks_values
+
+
 def test_gradients_reach_both_factors():
     made = layer()
     made(torch.randn(4, 12, dtype=torch.float64)).sum().backward()
