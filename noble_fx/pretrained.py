@@ -120,7 +120,7 @@ def _transforming(kind: Any, config: NobleConfig | None, bases: dict[str, Any]) 
         if bases and not named_bases(self):
             put_bases(self, bases)
         if config is not None and not named_branches(self):  # of a class that transforms itself
-            transform(self, config=config.replace(base=None) if bases else config)
+            transform(self, config=config.without_base() if bases else config)
 
     return type(kind.__name__, (kind,), {"__init__": __init__, "__module__": kind.__module__})
 
