@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from torch import nn
 import noble_fx
 from noble_fx import ConfigError
 from noble_fx.compressing import gather, timing
+from noble_fx.compressing.factors import losses
+from noble_fx.compressing.methods.base import Method
 from noble_fx.compressing.methods.table import METHODS
+from noble_fx.compressing.problem import best_outputs
 from tests.compressing.models import batches, exact, inputs_of, with_branches
 from tests.models import tiny
 from tests.test_whole_or_not import shape_of, values_of
@@ -105,6 +109,21 @@ def test_a_branch_that_does_not_say_what_its_last_matrix_reads_stays():
     done = noble_fx.compress(model, GIVEN, rank=8, select="fc1")
     assert torch.equal(done.blocks[0].fc1.noble.up, model.blocks[0].fc1.noble.up)
     assert done.blocks[0].fc1.base.rank == 8
+
+
+def test_a_method_of_ones_own():
+    class Halved(Method):
+        """The optimum at half of its size: worse, and it says so."""
+
+        def factorise(self, problem):
+            best = best_outputs(problem)
+            left = best.left / 2
+            return replace(best, left=left, losses=losses(problem.weight, left, best.right, problem.covariance))
+
+    model = exact(32)
+    done = noble_fx.compress(model, GIVEN, rank=8, method=Halved())
+    assert done.blocks[0].fc1.base.method == "Halved"
+    assert done.blocks[0].fc1.base.error > noble_fx.compress(model, GIVEN, rank=8).blocks[0].fc1.base.error
 
 
 def test_without_calibration():
