@@ -28,7 +28,8 @@ class Base(nn.Module):
     # What its class takes besides K, N and the rank, in plain JSON values, each as it is where nobody says else.
     defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     whole: ClassVar[bool] = False  # of full width at first, min(K, N): it saves once it was truncated
-    error: float | None = None  # ‖y − ŷ‖ / ‖y‖ on the rows that it was fitted to, where it was
+    # How far it is off where it was fitted: ‖y − ŷ‖ over what y varies on the rows for it, ‖W − Ŵ‖ over ‖W‖ without.
+    error: float | None = None
     method: str = ""  # by which method of `compress` it was made
     lacks_values = False  # made on the meta device, and not drawn since
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from noble_fx.sites.site import Site
 
@@ -34,13 +34,14 @@ def told_bases(sites: Iterable[Site]) -> Iterator[str]:
         yield EXPECT
 
 
-def errors_of(sites: Iterable[Site]) -> str:
-    """How far the outputs of equal layers are off, "" where none was fitted to any."""
+def errors_of(sites: Sequence[Site]) -> str:
+    """How far equal layers are off, "" where none was fitted to anything."""
     errors = [site.base_error for site in sites if site.base_error is not None]
     if not errors:
         return ""
     low, high = f"{min(errors):.2%}", f"{max(errors):.2%}"
-    return f"; outputs off by {low if low == high else f'{low} to {high}'} of their norm on calibration"
+    method = f" by {sites[0].base_method}" if sites[0].base_method else ""
+    return f"; off by {low if low == high else f'{low} to {high}'}{method}"
 
 
 def _share(part: int, whole: int) -> str:

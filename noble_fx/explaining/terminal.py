@@ -61,7 +61,7 @@ def rows(entries: Iterable[SiteAccount]) -> list[Row]:
             times=len(equal),
             entry=equal[0],
             params=sum(entry.site.params for entry in equal),
-            reason=_reason(equal[0]) + errors_of(entry.site for entry in equal),
+            reason=_reason(equal[0]) + errors_of([entry.site for entry in equal]),
             names=tuple(entry.site.fqn for entry in equal),
             kind=kind_of(equal[0].site),
         )
@@ -102,7 +102,11 @@ def _title(account: Account) -> Iterator[str]:
     if not account.complete:
         yield f"{account.model}: {count} {what} carry a branch; others are not listed there"
         return
-    yield f"{account.model}: {count if account.transformed else 0} of {every} {what} carry a branch"
+    formed = sum(bool(site.base) for site in account.sites)
+    if formed and not account.transformed:
+        yield f"{account.model}: W has another form at {formed} of {every} {what}, and none carries a branch"
+    else:
+        yield f"{account.model}: {count if account.transformed else 0} of {every} {what} carry a branch"
     if not account.transformed:
         yield f"not transformed: noble_fx.transform(model), by its default settings, would give one to {count}"
 

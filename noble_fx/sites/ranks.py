@@ -43,7 +43,11 @@ def assign_ranks(model: nn.Module, sites: list[Site], config: NobleConfig, refus
         else:
             out.append(
                 replace(
-                    site, selected=False, action="", unfused="", reason=f"rank {rank} is not below min(K, N) = {limit}"
+                    site,
+                    selected=False,
+                    action="replace" if site.base else "",
+                    unfused="",
+                    reason=f"rank {rank} is not below min(K, N) = {limit}",
                 )
             )
     return out

@@ -36,7 +36,8 @@ class Site:
     base_rank: int = 0
     base_params: int = 0  # parameters in the place of K N
     base_row_flops: int = 0  # of one row
-    base_error: float | None = None  # of its outputs, relative, on what it was fitted to
+    base_error: float | None = None  # relative, of the layer's outputs on what it was fitted to, or of W
+    base_method: str = ""  # by which method of `compress`
 
     @property
     def is_block(self) -> bool:
