@@ -31,6 +31,7 @@ class Base(nn.Module):
     # How far it is off where it was fitted: ‖y − ŷ‖ over what y varies on the rows for it, ‖W − Ŵ‖ over ‖W‖ without.
     error: float | None = None
     method: str = ""  # by which method of `compress` it was made
+    guide: float = 0.0  # until which share of training W goes on beside it
     lacks_values = False  # made on the meta device, and not drawn since
 
     def __init__(self, in_features: int, out_features: int, rank: int, **settings: Any):
@@ -59,6 +60,11 @@ class Base(nn.Module):
     @classmethod
     def check(cls, settings: Mapping[str, Any]) -> None:
         """Refuse settings that no layer could have, before a model is looked at; raises `ConfigError`."""
+
+    @classmethod
+    def unit(cls, settings: Mapping[str, Any]) -> int:
+        """Of what number its rank must be a multiple."""
+        return 1
 
     @classmethod
     def misfit(cls, in_features: int, out_features: int, rank: int, settings: Mapping[str, Any]) -> str:

@@ -48,6 +48,11 @@ class BlockDiagonal(Base):
             raise ConfigError(f"form={shown(form)} of base={cls.kind!r} must be {' or '.join(map(repr, FORMS))}")
 
     @classmethod
+    def unit(cls, settings: Mapping[str, Any]) -> int:
+        """blocks, or blocks² with a shuffle, which spreads the channels of each block over all."""
+        return int(settings["blocks"] ** (2 if settings["form"] == "shuffle" else 1))
+
+    @classmethod
     def misfit(cls, in_features: int, out_features: int, rank: int, settings: Mapping[str, Any]) -> str:
         g, shuffled = settings["blocks"], settings["form"] == "shuffle"
         sizes = [("K", in_features), *[("N", out_features)] * shuffled]
@@ -55,7 +60,7 @@ class BlockDiagonal(Base):
             whole = [d for d in range(2, min(size for _, size in sizes) + 1) if not any(s % d for _, s in sizes)]
             would = f"blocks={', '.join(map(str, whole[:6]))} would" if whole else "nor would any other number"
             return f"blocks={g} do not divide {wrong}; {would}"
-        unit = g * g if shuffled else g
+        unit = cls.unit(settings)
         if rank % unit:
             below, above = rank // unit * unit, -(-rank // unit) * unit
             near = f"{below} or {above}" if below else str(above)

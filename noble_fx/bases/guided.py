@@ -27,7 +27,7 @@ class Guided(Base):
     def __init__(self, inner: Base, guide: float):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.rank = inner.in_features, inner.out_features, inner.rank
-        self.kind, self.settings, self.guide = inner.kind, inner.settings, guide
+        self.kind, self.settings, self.guide = inner.kind, inner.settings, float(guide)
         self.error, self.method = inner.error, inner.method
         self.weight = nn.Parameter(torch.empty(inner.out_features, inner.in_features, dtype=inner.dtype))
         self.register_buffer("alpha", torch.ones(()))

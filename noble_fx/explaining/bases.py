@@ -14,7 +14,8 @@ EXPECT = (
 
 def kind_of(site: Site) -> str:
     """The class of the layer, and the form of its W where that is another one."""
-    return f"{site.kind}, {site.base} r {site.base_rank}" if site.base else site.kind
+    guided = "guided " * (site.base_guide > 0)
+    return f"{site.kind}, {guided}{site.base} r {site.base_rank}" if site.base else site.kind
 
 
 def told_bases(sites: Iterable[Site]) -> Iterator[str]:
@@ -28,10 +29,15 @@ def told_bases(sites: Iterable[Site]) -> Iterator[str]:
         params, flops = sum(site.base_params for site in of_kind), sum(site.base_row_flops for site in of_kind)
         yield (
             f"W is {kind} at {len(of_kind)} layers: {_share(params, dense)} parameters of {dense:,}, "
-            f"{_share(flops, 2 * dense)} FLOPs of {2 * dense:,}"
+            f"{_share(flops, 2 * dense)} FLOPs of {2 * dense:,}{_guided(of_kind)}"
         )
     if any(site.base_error is not None for of_kind in kinds.values() for site in of_kind):
         yield EXPECT
+
+
+def _guided(sites: list[Site]) -> str:
+    until = sorted({site.base_guide for site in sites if site.base_guide})
+    return f", each guided by its W until {' or '.join(f'{share:.0%}' for share in until)} of training" if until else ""
 
 
 def errors_of(sites: Sequence[Site]) -> str:

@@ -54,6 +54,14 @@ def structure(layer: Any, base: Base, bias: Tensor | None) -> None:
     _prepare(layer)
 
 
+def why_eager_with(layer: Any, base: Base) -> Refusal | None:
+    """What `why_eager` would say if W of this layer had that form; the layer stays as it is."""
+    twin: Any = object.__new__(type(layer))
+    vars(twin).update({**vars(layer), "_parameters": dict(layer._parameters), "_modules": dict(layer._modules)})
+    structure(twin, base, twin._parameters["bias"])
+    return why_eager(twin)
+
+
 def exchange_base(layer: Any, base: Base) -> None:
     """Give a layer that has a base another one, which learns and runs as that did."""
     old = layer.base
@@ -65,6 +73,7 @@ def exchange_base(layer: Any, base: Base) -> None:
 def densify(layer: Any) -> None:
     """Give a layer its weight back as a matrix, and its class."""
     learns = any(parameter.requires_grad for parameter in layer.base.parameters())
+    layer.base.eval()  # all of its parts: one that drops some in training is no other matrix for that
     weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=learns)
     dense = plain_class(layer)
     del layer._modules["base"]

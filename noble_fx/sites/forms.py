@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from noble_fx.bases.guided import Guided
-from noble_fx.bases.kinds import base_class
+from noble_fx.bases.kinds import base_class, check_base
 from noble_fx.config import NobleConfig, resolve_rank
 from noble_fx.distributed import is_distributed
 from noble_fx.errors import ConfigError
 from noble_fx.layers.registry import projections
-from noble_fx.layers.restructure import why_dense
+from noble_fx.layers.restructure import why_dense, why_eager_with
 from noble_fx.sites.layer_maps import LinearMap, form_of
 from noble_fx.sites.site import Site
 
@@ -33,6 +33,7 @@ def assign_forms(
     """
     if config.base is None:
         return sites
+    check_base(config)
     modules = {entry.site.fqn: entry.module for entry in maps}
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     out, stays = [], []
@@ -65,8 +66,8 @@ def _planned(
         return reason
     kind = base_class(config.base)
     K, N = site.in_features, site.out_features
-    rank = min(K, N) if config.base_rank is None else resolve_rank(config.base_rank, K, N)
     settings = kind.completed(config.base_settings or {})
+    rank = _rank(config.base_rank, K, N, kind.unit(settings))
     if wrong := kind.misfit(K, N, rank, settings):
         return wrong
     base = kind.on_meta(K, N, rank, **settings)
@@ -74,7 +75,15 @@ def _planned(
     if count >= K * N and not kind.whole:
         return f"at base_rank {rank} it would have {count:,} parameters in the place of {K * N:,}, which saves nothing"
     base = Guided.on_top(base, config.guide) if config.guide else base
-    return replace(site, **form_of(base), unfused=f"its weight is {kind.kind}, beside which the branch runs")
+    eager = why_eager_with(layer, base)
+    return replace(site, **form_of(base), unfused=eager.reason if eager else "")
+
+
+def _rank(asked: int | float | None, in_features: int, out_features: int, unit: int) -> int:
+    """The rank at one site: a number as it is, a share rounded to a multiple of `unit`, all where none is asked for."""
+    if isinstance(asked, float):
+        return max(unit, round(asked * min(in_features, out_features) / unit) * unit)
+    return min(in_features, out_features) if asked is None else resolve_rank(asked, in_features, out_features)
 
 
 def _why_stays(model: nn.Module, site: Site, layer: nn.Module | None, owners: Counter[int]) -> str:

@@ -97,7 +97,8 @@ def _form(module: nn.Module) -> dict[str, Any]:
 def form_of(base: Base) -> dict[str, Any]:
     """What a site says of its base."""
     counted = {"base_params": sum(p.numel() for p in base.parameters()), "base_row_flops": base.flops()}
-    return {"base": base.kind, "base_rank": base.rank, "base_error": base.error, "base_method": base.method, **counted}
+    own = {"base": base.kind, "base_rank": base.rank, "base_guide": base.guide, "base_error": base.error}
+    return {**own, "base_method": base.method, **counted}
 
 
 def _note(weight: Any, others: int) -> str:

@@ -38,6 +38,7 @@ class Site:
     base_row_flops: int = 0  # of one row
     base_error: float | None = None  # relative, of the layer's outputs on what it was fitted to, or of W
     base_method: str = ""  # by which method of `compress`
+    base_guide: float = 0.0  # until which share of training W goes on beside it
 
     @property
     def is_block(self) -> bool:

@@ -45,6 +45,17 @@ def test_the_account_tells_kind_rank_and_error():
     assert (site.base, site.base_rank, site.base_params, site.base_row_flops) == ("factorized", 8, 768, 1536)
 
 
+def test_a_guide_is_told():
+    model = nn.Sequential(nn.Linear(32, 64))
+    noble_fx.transform(model, rank=4, base="factorized", base_rank=8, guide=0.5)
+    (site,) = noble_fx.sites(model)
+    assert kind_of(site) == "Linear, guided factorized r 8"
+    (line,) = told_bases([site])
+    assert line.endswith("each guided by its W until 50% of training")
+    noble_fx.step(model, 0.5)
+    assert kind_of(noble_fx.sites(model)[0]) == "Linear, factorized r 8"
+
+
 def test_flops_are_those_of_the_thin_products():
     entry = noble_fx.explain(compressed()).to_dict()["sites"][0]
     assert entry["base_flops"] == 2 * 8 * (32 + 64)

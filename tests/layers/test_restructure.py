@@ -9,7 +9,8 @@ from torch.nn.utils import parametrizations
 
 import noble_fx
 from noble_fx.bases.low_rank import LowRank
-from noble_fx.layers.restructure import densify, exchange_base, matrix_of, structure, why_dense
+from noble_fx.bases.spectral import Spectral
+from noble_fx.layers.restructure import densify, exchange_base, matrix_of, structure, why_dense, why_eager_with
 
 
 def factorized(layer, rank=3):
@@ -64,6 +65,14 @@ def test_with_its_weight_back_a_branch_is_fused_again():
     densify(factorized(model[0]))
     assert type(model[0]).__name__ == "NobleLinear"
     assert not model[0].noble.unfused
+
+
+def test_how_its_branch_would_run_is_known_before_its_w_has_another_form():
+    layer = nn.Linear(12, 20)
+    assert "its weight is spectral, beside which" in str(why_eager_with(layer, Spectral.on_meta(12, 20, 3)))
+    assert type(layer) is nn.Linear
+    assert [name for name, _ in layer.named_parameters()] == ["weight", "bias"]
+    assert not dict(layer.named_children())
 
 
 def test_a_base_is_exchanged_for_another():

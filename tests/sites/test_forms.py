@@ -24,15 +24,16 @@ def test_the_form_is_planned_with_its_rank_and_its_costs():
     assert listed == noble_fx.transform(model, rank=2, base="factorized", base_rank=0.25, dry_run=True)
     fc1 = next(site for site in listed if site.fqn == "blocks.0.fc1")
     assert (fc1.base, fc1.base_rank, fc1.base_params, fc1.base_row_flops) == ("factorized", 4, 192, 384)
-    assert "factorized" in fc1.unfused
     assert not next(site for site in listed if site.fqn == "head").base  # not chosen
     assert "q_proj.weight" in str(list(model.state_dict()))
 
 
 @pytest.mark.parametrize("guide", [0.0, 0.5])
-def test_what_was_planned_is_what_the_model_has_then(guide):
+@pytest.mark.parametrize("kind", ["factorized", "block_diagonal", "ordered"])
+def test_what_was_planned_is_what_the_model_has_then(kind, guide):
     model = tiny()
-    settings = {"rank": 2, "base": "block_diagonal", "base_rank": 4, "base_settings": {"blocks": 2}, "guide": guide}
+    own = {"blocks": 2} if kind == "block_diagonal" else None
+    settings = {"rank": 2, "base": kind, "base_rank": 4, "base_settings": own, "guide": guide}
     before = noble_fx.transform(model, dry_run=True, **settings)
     assert noble_fx.sites(noble_fx.transform(model, **settings)) == before
 
@@ -71,6 +72,21 @@ def test_at_a_layer_that_was_named_it_is_an_error(settings, reason, select):
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 32))
     with pytest.raises(ConfigError, match=reason):
         planned(model, select=select, **settings)
+
+
+@pytest.mark.parametrize(("form", "unit"), [("dense", 3), ("shuffle", 9)])
+def test_a_share_is_rounded_to_ranks_that_fit(form, unit):
+    model = nn.Sequential(nn.Linear(48, 60), nn.Linear(60, 48))
+    settings = {"base": "block_diagonal", "base_settings": {"blocks": 3, "form": form}}
+    assert planned(model, base_rank=0.3, **settings)["0"].base_rank == round(0.3 * 48 / unit) * unit
+    assert planned(model, base_rank=0.01, **settings)["0"].base_rank == unit
+    with pytest.raises(ConfigError, match=f"its rank 14 must be a multiple of blocks.? = {unit}"):
+        planned(model, base_rank=14, **settings)
+
+
+def test_settings_that_no_layer_could_have_are_an_error_of_sites_too():
+    with pytest.raises(ConfigError, match="base='factorized' needs a rank"):
+        noble_fx.sites(tiny(), rank=2, base="factorized")
 
 
 def test_a_form_that_fits_no_layer_at_all_is_an_error():

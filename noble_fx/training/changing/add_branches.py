@@ -93,7 +93,7 @@ def _coming(found: Running, config: NobleConfig, select: Any, rank: Any) -> list
     rank = config.rank if rank is None else plain_rank(rank)
     if parse_budget(rank) is not None:
         raise ConfigError(f"rank={rank!r} is a budget for all branches of a model; give rank a number for the new ones")
-    asked = config.replace(select=select, rank=rank, rank_pattern=None, exclude=None)
+    asked = config.without_base().replace(select=select, rank=rank, rank_pattern=None, exclude=None)
     chosen = choose(found.model, _maps(found), asked, taken=dict.fromkeys(carried, "carries a branch already"))
     listed_sites = {site.fqn for site in found.sites}
     return [site for site in chosen if site.selected and site.fqn in listed_sites]

@@ -170,3 +170,13 @@ def test_a_site_comes_back_by_the_role_that_it_had():
         ("0", before["0"])
     ]
     assert {site.fqn: site.role for site in noble_fx.sites(model)} == before
+
+
+def test_beside_bases_a_layer_that_comes_later_keeps_its_w(tmp_path):
+    model = noble_fx.transform(tiny(), rank=2, select="fc1", base="factorized", base_rank=4, guide=0.5, seed=0)
+    added = noble_fx.add_branches(model, "fc2")
+    assert [site.base for site in added] == ["", ""]
+    noble_fx.save(model, tmp_path / "m")
+    loaded = noble_fx.load(tiny(), tmp_path / "m")
+    assert list(noble_fx.named_bases(loaded)) == ["blocks.0.fc1", "blocks.1.fc1"]
+    assert torch.equal(loaded.eval()(tokens()), model.eval()(tokens()))

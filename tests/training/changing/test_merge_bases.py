@@ -34,6 +34,17 @@ def test_what_is_saved_then_has_no_bases(tmp_path):
     assert noble_fx.sites(loaded) == noble_fx.sites(model)
 
 
+def test_of_a_width_that_was_drawn_nothing_is_lost():
+    model = noble_fx.transform(tiny(), rank=2, base="ordered").train()
+    expected = {fqn: (base.up @ base.down).detach() for fqn, base in noble_fx.named_bases(model).items()}
+    for base in noble_fx.named_bases(model).values():
+        base.between_steps(0.1, prefix=1)
+    noble_fx.merge_bases(model)
+    for fqn, weight in expected.items():
+        torch.testing.assert_close(model.get_submodule(fqn).weight, weight)
+        assert model.get_submodule(fqn).training
+
+
 def test_bases_without_branches_are_merged():
     model = noble_fx.remove(noble_fx.transform(tiny(), rank=2, base="factorized", base_rank=4)).eval()
     expected = model(tokens())
