@@ -83,7 +83,9 @@ def trained(text: Text) -> Iterator[tuple[str, nn.Module]]:
 def variants(model: nn.Module, calibration: list[Tensor]) -> Iterator[tuple[str, Callable[[float], nn.Module]]]:
     """What makes a copy of so large a share of the parameters, by method."""
     for name, settings in METHODS.items():
-        yield name, lambda keep, s=settings: noble_fx.compress(model, calibration, keep=keep, progress=False, **s)
+        # Ranks of any number, so that every method has the parameters that the column says.
+        exact = {"round_to": 1, "progress": False, **settings}
+        yield name, lambda keep, s=exact: noble_fx.compress(model, calibration, keep=keep, **s)
     decomposer = _fasterai()
     if decomposer is not None and not any(".noble." in name for name, _ in model.named_parameters()):
         yield "fasterai, SVD", lambda keep: _decomposed(decomposer, model, keep)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -213,6 +214,11 @@ def onnx_library_read_once() -> Iterator[None]:
 def is_compiled(model: Any) -> bool:
     """Whether it is what `torch.compile(module)` gives."""
     return isinstance(model, torch._dynamo.OptimizedModule)
+
+
+def uncompiled() -> AbstractContextManager[object]:
+    """Inside, compiled parts run their Python, where layers are called; without Dynamo there are none."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def forget_compiled() -> None:

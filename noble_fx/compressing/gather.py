@@ -21,11 +21,12 @@ from torch.nn import functional as F
 
 from noble_fx.compressing.calibration import Batch, Calibration, run
 from noble_fx.compressing.moments import Moments
-from noble_fx.compressing.order import Input, Order, seen, uncompiled
+from noble_fx.compressing.order import Input, Order, seen
 from noble_fx.compressing.places import Place
 from noble_fx.compressing.progress import Track
 from noble_fx.errors import ConfigError
 from noble_fx.torch_state import without_autocast
+from noble_fx.torch_versions import uncompiled
 
 
 class _Reached(BaseException):

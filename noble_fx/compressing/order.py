@@ -5,11 +5,10 @@ Layers that read the same tensor (q, k and v; gate and up) share what is summed 
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from noble_fx.compressing.calibration import Batch, run
 from noble_fx.compressing.places import Place
+from noble_fx.torch_versions import uncompiled
 
 See = Callable[[Place, Tensor], None]
 
@@ -66,11 +66,6 @@ def seen(places: Sequence[Place], see: See) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def uncompiled() -> AbstractContextManager[object]:
-    """Inside, compiled parts run their Python, where layers are called; without Dynamo there are none."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def first_run(model: nn.Module, places: Sequence[Place], batch: Batch) -> Order:

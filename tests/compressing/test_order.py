@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from noble_fx.compressing.calibration import Batch
-from noble_fx.compressing.order import Input, first_run, seen, uncompiled
+from noble_fx.compressing.order import Input, first_run, seen
+from noble_fx.torch_versions import uncompiled
 from tests.compressing.models import batches, exact, places_of
 
 
