@@ -22,6 +22,7 @@ CAPTURES = ["auto", "modules", "fx", "export"]  # noble_fx.captures.register_cap
 GROUPS = ("auto", "all", "attention", "ffn")
 SCOPES = ("linear", "block")
 BASE_SETTINGS = ("base", "base_rank", "base_settings", "guide")  # those of another form of W
+ADAPTER_SETTINGS = ("alpha", "rslora", "dropout", "adapter")  # those of a linear branch, branch="lora"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class NobleConfig:
     base_rank: int | float | None = None  # of that form: a number, or a share of min(K, N)
     base_settings: dict[str, Any] | None = None  # further numbers of that form: density, blocks, …
     guide: float = 0.0  # for which share of training W goes on beside its new form, fading out
+    alpha: float | None = None  # of branch="lora": its scale is alpha / √r; None: 16
+    rslora: bool | None = None  # False: alpha / r
+    dropout: float | None = None  # of what a linear branch reads, in training; None: 0
+    adapter: str | None = None  # what a linear branch is called; None: "default"
 
     def __post_init__(self) -> None:
         check_rank(self.rank, "rank")
@@ -72,6 +77,7 @@ class NobleConfig:
             raise ConfigError(f"seed={shown(self.seed)} must be None or an integer ≥ 0")
         _check_scope(self)
         _check_base(self)
+        _check_adapter(self)
         self.recipe  # noqa: B018 - refuses an unknown preset here, not at first use
 
     @property
@@ -207,6 +213,30 @@ def _check_base(config: NobleConfig) -> None:
         raise ConfigError(f"guide={shown(config.guide)} must be a share of training between 0 and 1")
     if config.scope == "block":
         raise ConfigError("base=… is another form of a layer's W, and scope='block' has branches around whole blocks")
+
+
+def _check_adapter(config: NobleConfig) -> None:
+    """Refuse values that no linear branch could have; which kinds take them is theirs to say."""
+    check_alpha(config.alpha if config.alpha is not None else 1.0)
+    if config.rslora is not None:
+        check_flag("rslora", config.rslora, ConfigError)
+    dropout = 0.0 if config.dropout is None else config.dropout
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ConfigError(f"dropout={shown(dropout)} must be a number ≥ 0 and < 1")
+    if config.adapter is not None:
+        check_adapter_name(config.adapter)
+
+
+def check_alpha(alpha: Any) -> None:
+    """Refuse what is no positive number."""
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise ConfigError(f"alpha={shown(alpha)} must be a number > 0")
+
+
+def check_adapter_name(name: Any) -> None:
+    """Refuse what cannot be a part of a parameter's name, or is one of torch's own."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ConfigError(f"adapter={shown(name)} must be a name of letters, digits, '_' and '-'")
 
 
 def check_rank(rank: Any, name: str, budget: bool = True) -> None:
