@@ -6,6 +6,7 @@ y = x Wᵀ + b + σ(x Dᵀ) Uᵀ beside every chosen linear layer, trained with 
 from typing import Any
 
 from noble_fx import runtime
+from noble_fx.adapting import drop_adapters, use_adapters
 from noble_fx.attach.bases import named_bases
 from noble_fx.branches.activations import activation_names, register_activation
 from noble_fx.branches.base import Branch
@@ -24,6 +25,7 @@ from noble_fx.layers import replaced
 from noble_fx.layers.base_linears import base_linears
 from noble_fx.layers.linear import NobleLinear
 from noble_fx.layers.registry import register_layer
+from noble_fx.merge import merge
 from noble_fx.onnx_export.aten import export
 from noble_fx.onnx_export.export import ExportReport, export_onnx
 from noble_fx.onnx_export.session import OnnxModel
@@ -93,6 +95,7 @@ __all__ = [
     "branch_names",
     "compress",
     "disabled",
+    "drop_adapters",
     "explain",
     "export",
     "export_onnx",
@@ -103,6 +106,7 @@ __all__ = [
     "kernels",
     "load",
     "load_base_state",
+    "merge",
     "merge_bases",
     "muon_split",
     "named_bases",
@@ -126,6 +130,7 @@ __all__ = [
     "step",
     "transform",
     "truncate_bases",
+    "use_adapters",
     "watching",
     "zero_branches",
 ]

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noble_fx.attach.attach import named_branches
+from noble_fx.attach.adapters import described_adapters, told_by_adapters
+from noble_fx.attach.attach import made_by, named_branches
 from noble_fx.attach.bases import described_bases, put_bases
 from noble_fx.attach.gone import told_gone
 from noble_fx.attach.model_config import note
@@ -23,7 +24,7 @@ from noble_fx.attach.restore import restored_on_error
 from noble_fx.captures.base import Examples
 from noble_fx.captures.example_inputs import rebuild
 from noble_fx.captures.table import capture_of
-from noble_fx.checkpoints import config_file, pretrained_files, weights_file
+from noble_fx.checkpoints import adapters, config_file, pretrained_files, weights_file
 from noble_fx.checkpoints.config_file import CONFIG, Described
 from noble_fx.checkpoints.fit import Fit, fill, kept
 from noble_fx.checkpoints.gather import agreed, gathered, is_sharded, on_rank_0
@@ -81,7 +82,7 @@ def _described(model: nn.Module) -> dict[str, Any]:
             "the model is folded for inference and no plain model can be made into it; save the one it was folded from"
         )
     try:
-        config = next(iter(branches.values())).config.to_dict() if branches else None
+        config = made_by(branches.values()).to_dict() if branches and not told_by_adapters(model) else None
     except ConfigError as error:
         raise CheckpointError(f"cannot save this model: {error}") from None
     capture = capture_of(model)
@@ -90,6 +91,7 @@ def _described(model: nn.Module) -> dict[str, Any]:
         "sites": [_own_names(site, model) for site in sites(model) if site.selected or site.base],
         "inputs": capture.inputs(model) if capture is not None else None,
         "bases": bases,
+        "adapters": described_adapters(model),
     }
 
 
@@ -169,7 +171,7 @@ def _loaded(
         if described.config is not None:
             config = described.config.without_base()  # the file says what each base is
             plan = make_plan(model, config, examples, advise=False)  # the settings are the folder's
-        fit = Fit(model, plan, printable(folder))
+        fit = Fit(model, plan, printable(folder), adapters.expected_tensors(model, described.adapters))
     except NobleError as error:
         raise CheckpointError(f"{printable(folder / CONFIG)} does not fit this model: {error}") from error
     fit.check_header(stored, described.extra)
@@ -178,6 +180,7 @@ def _loaded(
     with kept(model):
         result = model if plan is None else apply_plan(model, plan)
         _tell_base(result, described.config)
+        adapters.put_described(result, described.adapters)
         try:
             fill(result, fit, {**described.extra, **values})
         except Exception as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from noble_fx.attach.adapters import check_none
 from noble_fx.attach.attach import named_branches
 from noble_fx.attach.copying import deep_copy
 from noble_fx.attach.model_config import note
@@ -75,6 +76,7 @@ def compress(
     budget = Budget.of(keep, rank, error, allocate, round_to, chosen.allocation, none=dry_run)
     given = _given_calibration(calibration, name, chosen, sequential)
     _check(model)
+    check_none(model, "noble_fx.compress")
     settings = Settings(chosen, name, bias, budget.round_to)
     # The model is run, to be looked at: in a dry run, and for a target of its own.
     with restored_on_error(model) as before, progress_bar(progress) as track:

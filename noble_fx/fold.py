@@ -2,14 +2,16 @@
 
     cos(ω₂ ⊙ (M cos(ω₁ ⊙ (x Dᵀ + d) + φ₁) + m) + φ₂) Uᵀ   ->   cos(cos(x D'ᵀ + d') M'ᵀ + m') Uᵀ
 
-The base weights keep their names and values, so W stays a matrix of its own here: in PyTorch [W; D'] gives a y that is
-a strided view or costs a copy of it, which eats the gain. `export_onnx` joins W and U, where names do not matter.
+The base weights keep their names and values (but for adapters, which are merged into W), so W stays a matrix of its
+own here: in PyTorch [W; D'] gives a y that is a strided view or costs a copy of it, which eats the gain. `export_onnx`
+joins W and U, where names do not matter.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from noble_fx.attach.attach import named_branches
@@ -18,6 +20,7 @@ from noble_fx.branches.own_tensors import more_than_its_tensors
 from noble_fx.captures.base import check_model
 from noble_fx.captures.table import captured
 from noble_fx.errors import ConfigError, NobleError
+from noble_fx.merge import merge_adapters
 from noble_fx.passes.history import Step
 from noble_fx.passes.inference.fold_branch import fold_branch
 from noble_fx.training.changing.drop_channels import check_drop, drop_channels
@@ -45,7 +48,9 @@ def fold(model: nn.Module, drop: float | None = None, inputs: Any = None) -> nn.
         raise ConfigError(
             f"the model cannot be copied, and a fold is a copy: {type(error).__name__}: {cause}"
         ) from error
-    if drop is not None:
+    with torch.no_grad():
+        merge_adapters(copied)
+    if drop is not None and named_branches(copied):
         drop_channels(copied, drop, inputs)
     fold_in_place(copied)
     return copied.eval().requires_grad_(False)

@@ -87,7 +87,7 @@ def _running_programs(model: nn.Module) -> list[Program]:
 
 def _compiled_programs(model: nn.Module) -> list[Program]:
     """The graphs that `torch.compile(backend="noble_fx")` made of the model so far."""
-    downs = [branch.down for branch in _fused(named_branches(model).values())]
+    downs = _downs(named_branches(model).values())
     by_down = _sites_by_down(model) if downs else {}
     compiled = []
     for graph in dynamo.compiled_graphs(downs):
@@ -109,10 +109,12 @@ def _shared(graph_module: fx.GraphModule, by_down: dict[int, Site]) -> tuple[tup
 
 
 def _sites_by_down(model: nn.Module) -> dict[int, Site]:
-    """The sites of fused branches by the identity of D, which is what a graph shows of a branch."""
+    """The sites of fused branches by the identity of D, or of what that is made of: a graph shows no more of them."""
     places = [(site, module_at(model, path)) for site in sites(model) for path in branch_paths(site)]
-    return {id(branch.down): site for site, held in places for branch in _fused([held])}
+    return {id(down): site for site, held in places for down in _downs([held])}
 
 
-def _fused(modules: Iterable[Any]) -> list[Any]:
-    return [module for module in modules if isinstance(module, Branch) and module.key]
+def _downs(modules: Iterable[Any]) -> list[Any]:
+    """D of each fused branch, or the matrices that it is made of."""
+    fused = [module for module in modules if isinstance(module, Branch) and module.key]
+    return [down for branch in fused if branch.bound is not None for down in branch.bound.downs()]

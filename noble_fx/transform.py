@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from noble_fx.attach.adapters import freeze, named_adapters, thaw
 from noble_fx.attach.attach import attach, carriers, detach, named_branches
 from noble_fx.attach.bases import build_bases, named_bases, put_base
 from noble_fx.attach.draw import base_tensors, build_branches, draw_base
@@ -38,6 +39,7 @@ from noble_fx.layers.linear import Augmented
 from noble_fx.layers.structured import Structured
 from noble_fx.ops.available import why_no_kernel
 from noble_fx.sites.site import Site
+from noble_fx.stacking import plan_beside, put_beside_all, stacks
 from noble_fx.torch_versions import forget_compiled
 from noble_fx.wrappers import own_name
 
@@ -56,7 +58,8 @@ def transform(
 ) -> Any:
     """Add a NOBLE branch to the chosen linear layers; returns the rewritten module, which shares all base parameters.
 
-    With `scope="block"` there is one around each chosen block instead. Layers are augmented in place: what comes back
+    With `scope="block"` there is one around each chosen block instead; `branch="lora"` is a linear map in its place, or
+    beside the branches of a model that has some. Layers are augmented in place: what comes back
     is `model` itself. Keyword arguments are the fields of `NobleConfig` and override `config`. With `dry_run` nothing
     changes and the tuple of `Site`s is returned.
     `example_inputs` (positional) and `example_kwargs` are what `capture="export"` runs the model on; batch and
@@ -87,6 +90,9 @@ def make_plan(model: nn.Module, config: NobleConfig, examples: Examples | None =
     check_model(model)
     check_unwrapped(model, "transform")
     carried = next((fqn for fqn, m in model.named_modules() if isinstance(m, Branch)), None)
+    if carried is not None and stacks(config):
+        with unchanged(model):
+            return plan_beside(model, config, examples or Examples())
     if carried is not None:
         raise ConfigError(
             f"the model already carries branches (first: {carried!r}); take them out with noble_fx.remove(model), "
@@ -134,6 +140,8 @@ def _asked_plan(model: nn.Module, config: NobleConfig, examples: Examples) -> Pl
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Build all branches, then put them in; on whatever is raised, an interrupt included, the model is as it was."""
     dynamo.register()
+    if named_branches(model):
+        return put_beside_all(model, plan)
     branches = {site.fqn: build_branches(model, site, plan.config) for site in plan.selected}
     bases = build_bases(model, plan.selected, plan.config)
     choice = made_choice(model, plan.sites)
@@ -146,6 +154,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     with restored_on_error(model) as before:
         result = _put_in(model, plan, branches, bases, before)
         note_choice(result, choice)
+    if named_adapters(result):
+        freeze(result)
     return result
 
 
@@ -173,7 +183,7 @@ def require_kernels(branches: dict[str, list[Branch]]) -> None:
     """What fuse="require" asks for of branches, by the names of their sites; raises `ConfigError`."""
     for fqn, site_branches in branches.items():
         for branch in site_branches:
-            if reason := branch.unfused or why_no_kernel(branch.key, branch.rank, branch.dtype):
+            if reason := branch.unfused or why_no_kernel(branch.key, branch.width, branch.dtype):
                 raise ConfigError(
                     f"fuse='require': {fqn!r} would have no generated kernels on a GPU: {reason}. Choose another act, "
                     f"rank or dtype, leave the layer out with exclude={re.escape(fqn)!r}, or pass fuse=True"
@@ -234,6 +244,7 @@ def remove(model: nn.Module) -> nn.Module:
         _take_out(model)
         forget_choice(model)
         note(model)
+    thaw(model)
     return model
 
 

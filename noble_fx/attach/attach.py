@@ -11,12 +11,14 @@ is run by an exported graph, which does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
 from noble_fx.branches.base import Branch
 from noble_fx.branches.experts import BranchGroup, expert_branches
+from noble_fx.branches.lora import LoraBranch
+from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError
 from noble_fx.layers.base import Augmented, class_without_branch
 from noble_fx.layers.block import block_with_branch
@@ -45,6 +47,12 @@ def named_branches(model: nn.Module) -> dict[str, Branch]:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"noble_fx takes an nn.Module for a model, not {type(model).__name__}")
     return {site_name(fqn): m for fqn, m in model.named_modules() if isinstance(m, Branch)}
+
+
+def made_by(branches: Iterable[Branch]) -> NobleConfig:
+    """The settings that made a model of these branches: those of one that is more than adapters, if there is one."""
+    listed = list(branches)
+    return next((branch for branch in listed if not isinstance(branch, LoraBranch)), listed[0]).config
 
 
 def attach(model: nn.Module, site: Site, branches: list[Branch]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from noble_fx.attach.attach import branch_paths, named_branches
+from noble_fx.branches.adapters import adapters_of
 from noble_fx.branches.base import Branch
 from noble_fx.layers.registry import beside_foreign
 from noble_fx.sites.block_maps import at_scope
@@ -97,10 +98,18 @@ def _carried(model: nn.Module, site: Site, branches: list[Branch]) -> Site:
         rank=branch.rank,
         selected=True,
         action=branch.action,
-        reason=(branch.site.reason if branch.site is not None else BY_HAND) + _bypassed(model, site, parameters),
+        reason=(branch.site.reason if branch.site is not None else BY_HAND)
+        + _adapted(branch)
+        + _bypassed(model, site, parameters),
         params=sum(parameter.numel() for parameter in parameters),
         unfused=branch.unfused or _unfused_since(model, site),
     )
+
+
+def _adapted(branch: Branch) -> str:
+    """Which linear maps are there, beside the branch or in its place."""
+    adapters = adapters_of(branch)
+    return f"; adapters: {adapters.told()}" if adapters is not None else ""
 
 
 def _unfused_since(model: nn.Module, site: Site) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from noble_fx.attach.attach import made_by, named_branches
 from noble_fx.attach.bases import described_bases
-from noble_fx.branches.base import Branch
 from noble_fx.errors import ConfigError
 
 KEY, BASES = "noble", "noble_bases"
@@ -47,7 +47,8 @@ def is_pretrained(model: nn.Module) -> bool:
 
 
 def _settings(model: nn.Module) -> dict[str, Any] | None:
-    config = next((module.config for module in model.modules() if isinstance(module, Branch)), None)
+    branches = named_branches(model)
+    config = made_by(branches.values()) if branches else None
     if config is None or config.capture not in ("auto", "modules"):
         return None
     try:

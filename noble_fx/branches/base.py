@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from noble_fx.branches.adapters import adapters_of
 from noble_fx.branches.bound import Bound, FusedForm
 from noble_fx.branches.channels import Resized
 from noble_fx.branches.drawing import drawing
@@ -35,6 +36,9 @@ from noble_fx.errors import ConfigError, Refusal
 
 ACTIONS = ("add",)  # what is done at a site: a branch added beside the layer
 NOT_BUILT = "its branch was never prepared"
+_OF_ITS_FORWARD = (
+    *("fused_form", "merged", "fold", "stages", "resized", "bottleneck", "silence", "before_up", "takes_adapters"),
+)
 _LIVE: weakref.WeakSet[Branch] = weakref.WeakSet()
 
 
@@ -54,6 +58,8 @@ class Branch(nn.Module):
     # The dimensions of its own tensors, {"down": ("r", "K")}, which a plan for ranks cuts where it cuts N or K. What is
     # not named is whole on every rank, which is right for any kind.
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    settings: ClassVar[frozenset[str]] = frozenset()  # of `NobleConfig`, those that are for this kind alone
+    takes_adapters: ClassVar[bool] = False  # whether linear maps may be put beside it, as its child `adapters`
     folded = False  # True once constants were folded for inference, after which it cannot be drawn or saved
     drawn_as = ""  # the name that its seed goes by
     lacks_values = False  # made on the meta device, and not drawn since
@@ -79,7 +85,7 @@ class Branch(nn.Module):
         super().__init_subclass__(**settings)
         cls.kind = cls.kind or cls.__name__
         if "forward" in vars(cls):
-            for name in ("fused_form", "merged", "fold", "stages", "resized", "bottleneck", "silence", "before_up"):
+            for name in _OF_ITS_FORWARD:
                 if name not in vars(cls):
                     setattr(cls, name, getattr(Branch, name))
 
@@ -148,6 +154,12 @@ class Branch(nn.Module):
         return sum(p.numel() for p in cls.on_meta(in_features, out_features, rank, config).parameters())
 
     @property
+    def width(self) -> int:
+        """How many channels the bottleneck has, those of linear maps beside it counted."""
+        beside = adapters_of(self)
+        return self.rank + (0 if beside is None else beside.rank)
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype that it is stored in."""
         return next((p.dtype for p in self.parameters()), torch.float32)
@@ -161,11 +173,13 @@ class Branch(nn.Module):
             raise ConfigError(
                 "a folded model is for inference and cannot be drawn again; use the model it was folded from"
             )
-        fresh = self.fresh(self.out_features)
+        fresh, beside = self.fresh(self.out_features), adapters_of(self)
         for name, drawn in [*fresh.named_parameters(), *fresh.named_buffers()]:
             owner, _, leaf = name.rpartition(".")
-            if wanted(getattr(self.get_submodule(owner), leaf)):
+            if not name.startswith("adapters.") and wanted(getattr(self.get_submodule(owner), leaf)):
                 refill(self.get_submodule(owner), leaf, drawn)
+        if beside is not None:
+            beside.redraw(self.drawn_as, self.config, wanted)
         self.lacks_values, self.origin = False, None
 
     def fresh(self, out_features: int, rank: int | None = None) -> Branch:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
 from noble_fx.torch_state import PLAIN_TENSORS
@@ -39,22 +41,24 @@ def is_untouched(module: Any) -> bool:
 class FusedForm:
     """A branch as operands of `noble_fx::linear`: the names of its own tensors ("down", "act.first.phase"), σ's key.
 
-    `up_bias` [N] is added to the layer's bias. `act` lists σ's parameters, then its buffers.
+    `up_bias` [N] is added to the layer's bias. `act` lists σ's parameters, then its buffers. Of several names for D or
+    U the operand is [D₁; D₂; …] [r, K] and [U₁ U₂ …] [N, r]; a d that is shorter than r has zeros behind it.
     """
 
-    down: str
+    down: str | tuple[str, ...]
     down_bias: str | None
-    up: str
+    up: str | tuple[str, ...]
     up_bias: str | None
     act: tuple[str, ...]
     key: str
+    ranks: tuple[int, ...] = ()  # of each of several D
     unchanged: Callable[[], bool] = field(default=lambda: True, compare=False)  # False once `key` says it no more
 
 
 class Bound:
     """The places of a branch's tensors, and what must still hold for the operator to stand for the branch."""
 
-    __slots__ = ("_branch", "_input", "_kind", "_places", "_shapes", "_unchanged", "_weight")
+    __slots__ = ("_branch", "_input", "_kind", "_more", "_places", "_shapes", "_unchanged", "_weight")
 
     def __init__(self, branch: Any, form: FusedForm):
         modules = dict(branch.named_modules())
@@ -66,14 +70,17 @@ class Bound:
             module = modules[owner]
             return module._parameters if name in module._parameters else module._buffers, vars(module), name
 
-        n, k, r = branch.out_features, branch.in_features, branch.rank
+        n, k = branch.out_features, branch.in_features
         self._input, self._weight = (k,), (n, k)
         self._branch, self._kind = branch, type(branch)
+        downs, ups, ranks = names_of(form.down), names_of(form.up), form.ranks or (branch.rank,)
+        self._more = len(ranks) - 1
         # In columns: of a row Dynamo would guard the tuple as well as what is in it.
-        places = map(place, (form.down, form.down_bias, form.up, form.up_bias, *form.act))
+        places = map(place, (downs[0], form.down_bias, ups[0], form.up_bias, *form.act, *downs[1:], *ups[1:]))
         self._places = tuple(zip(*places, strict=True))
         named = dict([*branch.named_parameters(), *branch.named_buffers()])
-        self._shapes = ((r, k), (r,), (n, r), (n,), *(tuple(named[path].shape) for path in form.act))
+        own = ((ranks[0], k), (ranks[0],), (n, ranks[0]), (n,), *(tuple(named[path].shape) for path in form.act))
+        self._shapes = (*own, *((r, k) for r in ranks[1:]), *((n, r) for r in ranks[1:]))
         self._unchanged: Callable[[], bool] = form.unchanged
 
     @property
@@ -102,4 +109,29 @@ class Bound:
             if name is not None and (type(tensor) not in classes or tensor.shape != own):
                 return None
             tensors.append(tensor)
-        return tensors if shape == self._weight and x.shape[-1:] == self._input else None
+        if shape != self._weight or x.shape[-1:] != self._input:
+            return None
+        if not self._more:
+            return tensors
+        return None if classes is not PLAIN_TENSORS else joined(tensors, self._more)
+
+    def downs(self) -> list[Any]:
+        """D, or the matrices that it is made of: what a graph shows of a branch."""
+        parameters, attributes, names = self._places[:3]
+        places = [0, *range(len(names) - 2 * self._more, len(names) - self._more)]
+        return [read(parameters[at], attributes[at], names[at]) for at in places]
+
+
+def names_of(named: str | tuple[str, ...]) -> tuple[str, ...]:
+    """One name or several as several."""
+    return (named,) if isinstance(named, str) else named
+
+
+def joined(tensors: list[Any], more: int) -> list[Any]:
+    """The operands with D = [D₁; D₂; …], U = [U₁ U₂ …] and zeros behind d, of D₁, d, U₁, …, D₂, …, U₂, …"""
+    at = len(tensors) - 2 * more
+    down, down_bias, up, *rest = tensors[:at]
+    downs, ups = [down, *tensors[at : at + more]], [up, *tensors[at + more :]]
+    if down_bias is not None:
+        down_bias = F.pad(down_bias, (0, sum(len(each) for each in downs[1:])))
+    return [torch.cat(downs), down_bias, torch.cat(ups, 1), *rest]

@@ -21,6 +21,7 @@ from torch import nn
 
 from noble_fx import own_code
 from noble_fx.branches.activations import Cosine, Gate, Mixer, ScaleShift, Signed
+from noble_fx.branches.adapters import SideBySide, Weighted
 from noble_fx.branches.folded import Cos
 from noble_fx.branches.observed import Notes, quiet, watched
 from noble_fx.branches.recording import asks_for_grad_mode, elsewhere, record, sampled, with_tensors
@@ -30,6 +31,8 @@ from noble_fx.errors import ConfigError, Refusal
 _SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((Cosine, Mixer, ScaleShift, Gate, Cos, nn.Identity, nn.Sequential, nn.Linear), ()),
     Signed: ("flip",),
+    Weighted: (),
+    SideBySide: ("channels",),
     **dict.fromkeys((nn.Tanh, nn.Sigmoid, nn.Softsign, nn.LogSigmoid, nn.Tanhshrink), ()),
     **dict.fromkeys((nn.ReLU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardsigmoid, nn.SELU), ("inplace",)),
     nn.ReLU6: ("min_val", "max_val", "inplace"),

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from noble_fx.branches.base import ACTIONS, Branch, Rate
+from noble_fx.branches.lora import LoraBranch
 from noble_fx.branches.noble import NobleBranch
-from noble_fx.config import NobleConfig
+from noble_fx.config import ADAPTER_SETTINGS, NobleConfig
 from noble_fx.errors import ConfigError, nearest, shown
 
-_KINDS: dict[str, type[Branch]] = {NobleBranch.kind: NobleBranch}
+_OWN: tuple[type[Branch], ...] = (NobleBranch, LoraBranch)
+_KINDS: dict[str, type[Branch]] = {kind.kind: kind for kind in _OWN}
 _BUILT_IN = tuple(_KINDS)
 
 
@@ -52,8 +54,11 @@ def branch_class(config: NobleConfig) -> type[Branch]:
 def check_branch(config: NobleConfig) -> None:
     """Refuse, before a model is looked at, a kind or settings that no layer could have; raises `ConfigError`."""
     kind = branch_class(config)
+    for name in ADAPTER_SETTINGS:
+        if getattr(config, name) is not None and name not in kind.settings:
+            raise ConfigError(f"{name}={shown(getattr(config, name))} is for branch='lora', not {kind.kind!r}")
     kind.check(config)
-    if kind is not NobleBranch:
+    if kind not in _OWN:
         _try_on_meta(kind, config)
 
 

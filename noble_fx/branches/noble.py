@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noble_fx.branches import activations, keys
+from noble_fx.branches.adapters import adapters_of
+from noble_fx.branches.affine import affine_map, is_affine
 from noble_fx.branches.base import Branch, FusedForm, Rate
+from noble_fx.branches.beside import form_beside
 from noble_fx.branches.channels import Resized
 from noble_fx.branches.drawing import drawing, has_values
 from noble_fx.branches.folded import fold_constants
@@ -38,6 +41,7 @@ class NobleBranch(Branch):
 
     kind = "noble"
     axes: ClassVar[Mapping[str, tuple[str, ...]]] = {"down": ("r", "K"), "up": ("N", "r"), "up_bias": ("N",)}
+    takes_adapters = True
     up_bias: nn.Parameter | None
 
     def __init__(self, in_features: int, out_features: int, rank: int, config: NobleConfig, role: str = "other"):
@@ -74,7 +78,8 @@ class NobleBranch(Branch):
 
     def forward(self, x: Tensor, rows: slice | None = None) -> Tensor:
         """[.., N], or only the `rows` of N that go with a slice of the weight (one part of a fused qkv)."""
-        return self._out(activations.evaluate(self.act, self._bottleneck(x)), rows)
+        y, beside = self._out(activations.evaluate(self.act, self._bottleneck(x)), rows), adapters_of(self)
+        return y if beside is None else y + beside(x, rows)
 
     def stages(self, x: Tensor, rows: slice | None = None) -> Iterator[tuple[str, Tensor]]:
         """h, σ(h) and the output."""
@@ -82,7 +87,10 @@ class NobleBranch(Branch):
         yield "h", h
         t = activations.evaluate(self.act, h)
         yield "σ", t
-        yield "branch", self._out(t, rows)
+        y, beside = self._out(t, rows), adapters_of(self)
+        yield "branch", y
+        if beside is not None:
+            yield "branch and adapters", y + beside(x, rows)
 
     def _bottleneck(self, x: Tensor) -> Tensor:
         return reduced(F.linear(x, self.down, self.down_bias))
@@ -102,6 +110,9 @@ class NobleBranch(Branch):
             for name, parameter in own_parameters(module):
                 role = roles.get(name, "other")
                 yield role, parameter, self.rate(role)
+        beside = adapters_of(self)
+        for role, parameter in () if beside is None else beside.parameter_roles():
+            yield role, parameter, Rate()
 
     def rate(self, role: str) -> Rate:
         """How fast this role learns: `(min(K, N) / r) ** exponent`, a constant, or 1 (NOBLE's two recipes)."""
@@ -120,6 +131,8 @@ class NobleBranch(Branch):
 
     def resized(self, rank: int, inputs: Tensor | None = None) -> Resized | Refusal:
         """Grown by channels that nobody hears yet, or shrunk by those that cost least for `inputs` [rows, r]."""
+        if adapters_of(self) is not None:
+            return Refusal("there are adapters beside it")
         # By another name than at first: a channel that comes anew is none that was there.
         with torch.no_grad(), drawing(self.config, f"{self.drawn_as} {self.rank}->{rank}"):
             return resized(self, self.fresh(self.out_features, rank), inputs)
@@ -134,6 +147,8 @@ class NobleBranch(Branch):
 
     def silence(self) -> Refusal | None:
         """U = 0: the layer alone, and the gradient of U is what it is."""
+        if adapters_of(self) is not None:
+            return Refusal("there are adapters beside it")
         with torch.no_grad():
             self.up.zero_()
         return None
@@ -149,7 +164,7 @@ class NobleBranch(Branch):
         if isinstance(unchanged, Refusal):
             return unchanged
         names = [name for name, _ in [*self.act.named_parameters(), *self.act.named_buffers()]]
-        return FusedForm(
+        form = FusedForm(
             down="down",
             down_bias="down_bias" if self.down_bias is not None else None,
             up="up",
@@ -158,6 +173,8 @@ class NobleBranch(Branch):
             key=recognised.key,
             unchanged=unchanged,
         )
+        beside = adapters_of(self)
+        return form if beside is None else form_beside(form, self.act, self.label, self.rank, beside)
 
     def with_bias(self, bias: Tensor | None) -> Tensor | None:
         """The layer's bias [N] and the branch's own as one."""
@@ -170,11 +187,16 @@ class NobleBranch(Branch):
         return [*self.act.parameters(), *self.act.buffers()]
 
     def merged(self) -> tuple[Tensor, Tensor | None] | Refusal:
-        """(U D, U d) where σ is the identity."""
-        if type(self.act) is not nn.Identity:
+        """(U M D, U (M d + m)) where σ(h) is h Mᵀ + m, and what the adapters beside it add."""
+        if not is_affine(self.act):
             return Refusal(f"σ ({self.label}) is not linear")
-        shift = None if self.down_bias is None else self.up @ self.down_bias
-        return self.up @ self.down, self.with_bias(shift)
+        (mixed, shift), beside = affine_map(self.act, self.down, self.rank), adapters_of(self)
+        weight = self.up @ mixed @ self.down
+        if self.down_bias is not None:
+            shift = shift + mixed @ self.down_bias
+        has_shift = self.down_bias is not None or bool(shift.any())
+        bias = self.with_bias(self.up @ shift if has_shift else None)
+        return weight if beside is None else weight + beside.merged(), bias
 
     def fold(self) -> Refusal | None:
         """Fold ω, φ, scales, shifts and signs of σ into D, U and σ's own matrices."""

@@ -26,12 +26,13 @@ MADE_BY = "a folder made by noble_fx.save has one"
 class Described:
     """What the file says: settings, inputs of an exported model or None, extra state by name, the chosen sites."""
 
-    config: NobleConfig | None  # None for a model whose weights have other forms, and no branches
+    config: NobleConfig | None  # None for a model that has none, but weights of other forms or adapters
     inputs: dict[str, Any] | None
     extra: dict[str, Any]
     sites: Any = ()  # as they are written: `load` finds its own
     versions: Any = None
     bases: dict[str, Any] = field(default_factory=dict)  # of weights that have another form, by the layer's name
+    adapters: dict[str, Any] = field(default_factory=dict)  # of each layer, by its name and theirs
 
 
 def write(
@@ -41,6 +42,7 @@ def write(
     extra: dict[str, Any],
     inputs: Any,
     bases: Mapping[str, Any] = MappingProxyType({}),
+    adapters: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write the file; all are plain JSON values. Raises `CheckpointError` or `OSError`."""
     described = {"format": FORMAT, "config": config, "sites": sites, "versions": {"torch": torch.__version__}}
@@ -50,6 +52,8 @@ def write(
         described["inputs"] = inputs
     if bases:
         described["bases"] = dict(bases)
+    if adapters:
+        described["adapters"] = dict(adapters)
     try:
         file.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except UnicodeEncodeError:
@@ -72,17 +76,19 @@ def read(folder: Path) -> Described:
             f"{printable(path)} has format {described['format']!r:.60}; this version reads {FORMAT}: update noble_fx"
         )
     settings, bases = described.get("config"), described.get("bases", {})
-    if not isinstance(settings, dict) and not (settings is None and bases and "config" in described):
+    without = settings is None and "config" in described and (bases or described.get("adapters"))
+    if not isinstance(settings, dict) and not without:
         raise _not_ours(path, f"'config' is {settings!r:.60}, which is no dictionary")
-    inputs, extra = described.get("inputs"), described.get("extra_state", {})
-    for name, value in (("inputs", {} if inputs is None else inputs), ("extra_state", extra), ("bases", bases)):
+    inputs, extra, adapters = described.get("inputs"), described.get("extra_state", {}), described.get("adapters", {})
+    given = {"inputs": {} if inputs is None else inputs, "extra_state": extra, "bases": bases, "adapters": adapters}
+    for name, value in given.items():
         if not isinstance(value, dict):
             raise _not_ours(path, f"{name!r} is {value!r:.60}, which is no dictionary")
     try:
         config = None if settings is None else NobleConfig.from_dict(settings)
     except ConfigError as error:
         raise _not_ours(path, str(error)) from error
-    return Described(config, inputs, extra, described.get("sites", []), described.get("versions"), bases)
+    return Described(config, inputs, extra, described.get("sites", []), described.get("versions"), bases, adapters)
 
 
 def read_sites(folder: Path, described: Described) -> tuple[Site, ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,7 +36,9 @@ _SHOWN = 5  # problems that one message names
 class Fit:
     """The state that the planned model will have, by the user's own names: what a folder has to hold for it."""
 
-    def __init__(self, model: nn.Module, plan: Plan | None, folder: str) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan | None, folder: str, beside: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self.folder = folder
         self.expected = {own_name(key, model): value for key, value in model.state_dict().items()}
         self.names = _shared_names(model)  # of one tensor, by each of them
@@ -48,6 +51,7 @@ class Fit:
                 self.expected |= dict.fromkeys(names, value)
                 if not site.weight:
                     self.names |= dict.fromkeys(names, names)
+        self.expected |= beside  # what comes on top, by name
 
     def check_header(self, stored: Mapping[str, Stored], extra: Mapping[str, Any]) -> None:
         """Raises `CheckpointError` that names what is missing, unexpected, of another shape or dtype."""

@@ -169,7 +169,11 @@ def _check_branches(model: nn.Module, tensors: dict[str, Tensor], tied: dict[str
 
 def _branch_shapes(branch: Branch) -> dict[str, tuple[int, ...] | None]:
     made = type(branch).on_meta(branch.in_features, branch.out_features, branch.rank, branch.config).state_dict()
-    return {name: tuple(value.shape) for name, value in made.items() if isinstance(value, Tensor)}
+    own = {
+        name: value for name, value in made.items() if isinstance(value, Tensor) and not name.startswith("adapters.")
+    }
+    beside = {name: value for name, value in branch.named_parameters() if name.startswith("adapters.")}
+    return {name: tuple(value.shape) for name, value in {**own, **beside}.items()}
 
 
 def _weight_name(path: str, branch: Branch) -> str:

@@ -62,7 +62,7 @@ def kernel_accounts(sites: Iterable[tuple[Branch, bool]]) -> tuple[KernelAccount
 
 def _layer(branch: Branch, bias: bool) -> Layer:
     dtype, down_bias = branch.dtype, branch.bound is not None and branch.bound.has_down_bias
-    return Layer(branch.in_features, (branch.out_features,), branch.rank, branch.key, dtype, dtype, bias, down_bias)
+    return Layer(branch.in_features, (branch.out_features,), branch.width, branch.key, dtype, dtype, bias, down_bias)
 
 
 def _device(branch: Branch) -> torch.device:

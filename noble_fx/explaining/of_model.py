@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from noble_fx.attach.attach import branch_paths, named_branches
+from noble_fx.attach.attach import branch_paths, made_by, named_branches
 from noble_fx.attach.carried import module_at
 from noble_fx.attach.gone import told_gone
 from noble_fx.branches.base import Branch
@@ -44,13 +44,12 @@ def account_of_model(model: nn.Module, examples: Examples = _NONE) -> Account:
     if not branches:
         entries = planned_entries(listed, PLANNED, NobleConfig(), layer_of=lambda site: module_at(model, site.fqn))
         return Account(entries=entries, settings=note, transformed=False, **common)
-    first = next(iter(branches.values()))
     held = {site.fqn: branch_at(model, site) for site in listed if site.selected}
     programs, without = known_programs(model, examples)
     return Account(
         entries=tuple(_entry(model, site, held.get(site.fqn)) for site in listed),
         settings=_settings(branches) | note | _notes(model) | _without_graph(without),
-        config=config_values(first.config),
+        config=config_values(made_by(branches.values())),
         programs=programs,
         graphs=tuple(map(graph_account, programs)),
         kernels=_kernels(model, listed, held),
@@ -80,7 +79,7 @@ def _entry(model: nn.Module, site: Site, branch: Branch | None) -> SiteAccount:
         return SiteAccount(site, LEFT_OUT, base_flops=base)
     kernels, refusal = None, None
     if not site.unfused:
-        refusal = why_no_kernel(branch.key, branch.rank, branch.dtype, (branch.out_features, branch.in_features))
+        refusal = why_no_kernel(branch.key, branch.width, branch.dtype, (branch.out_features, branch.in_features))
         kernels = refusal is None
     no_kernel = refusal.reason if refusal else ""
     return SiteAccount(site, CARRIED, branch.label, base, branch_flops(branch), kernels, no_kernel)
@@ -99,10 +98,11 @@ def settings_of(config: NobleConfig, act: str) -> dict[str, str]:
 
 
 def _settings(branches: dict[str, Branch]) -> dict[str, str]:
-    first = next(iter(branches.values()))
+    config = made_by(branches.values())
+    first = next(branch for branch in branches.values() if branch.config is config)
     folded = sum(branch.folded for branch in branches.values())
     return {
-        **settings_of(first.config, first.label),
+        **settings_of(config, first.label),
         "inference": f"{folded} branches are folded: no constants of σ left beside a matrix" if folded else "",
     }
 

@@ -19,6 +19,7 @@ from noble_fx.captures.table import captured
 from noble_fx.captures.torch_export import first_line
 from noble_fx.errors import CaptureError, ExportError
 from noble_fx.fold import fold_in_place
+from noble_fx.merge import merge_adapters
 from noble_fx.onnx_export.merge import merge_in_place
 from noble_fx.passes.history import Step
 
@@ -64,7 +65,7 @@ def _detached(parameter: nn.Parameter, shared: bool) -> nn.Parameter:
 def folded_copy(model: nn.Module, dtype: torch.dtype | None, fold: bool) -> tuple[nn.Module, list[Step]]:
     """A copy, and what was merged and folded in it; then cast, so that ω ⊙ D is rounded once."""
     copied = frozen_copy(model)
-    steps = merge_in_place(copied) + (fold_in_place(copied) if fold else [])
+    steps = merge_adapters(copied) + merge_in_place(copied) + (fold_in_place(copied) if fold else [])
     return _cast(copied, dtype), steps
 
 

@@ -156,5 +156,5 @@ def refuse(layer: Layer, device: torch.device, problem: KernelError) -> None:
 
 
 def _is_required(layer: Layer, branch: Branch) -> bool:
-    own = (branch.key, branch.rank, branch.in_features, (branch.out_features,), branch.config.fuse)
+    own = (branch.key, branch.width, branch.in_features, (branch.out_features,), branch.config.fuse)
     return own == (layer.act, layer.rank, layer.in_features, layer.out_features, "require")

@@ -64,7 +64,8 @@ def param_groups(
                 continue
             seen.add(id(parameter))
             decay = weight_decay if rate.decay else 0.0
-            name = f"{branch.kind}.{role} ×{rate.lr:.4g}"
+            whole = role if "." in role else f"{branch.kind}.{role}"
+            name = f"{whole} ×{rate.lr:.4g}"
             group = {"name": name, "params": [], "lr": lr * rate.lr, "lr_scale": rate.lr, "weight_decay": decay}
             branch_groups.setdefault((name, rate.lr, decay), group)["params"].append(parameter)
     _check_all_learn(branches, seen)

@@ -228,6 +228,7 @@ def test_the_key_is_the_same_in_every_process():
 def test_known_classes_have_the_settings_that_they_are_said_to_have(kind):
     arguments = {Mixer: (RANK, PRESETS["reference"]), keys.Signed: (nn.Tanh(), True), nn.Linear: (RANK, RANK)}
     arguments |= {keys.Cosine: (RANK, PRESETS["paper"]), keys.ScaleShift: (RANK,)}
+    arguments |= {keys.Weighted: (torch.ones(RANK),), keys.SideBySide: (nn.Tanh(), torch.ones(1), RANK - 1)}
     act = kind(*arguments.get(kind, ()))
     assert set(keys._SETTINGS[kind]) <= set(vars(act))
     whole = act if kind is not Gate else nn.Sequential(nn.Linear(RANK, 2 * RANK), act)

@@ -6,10 +6,12 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx
 from torch.nn import functional as F
 
 from noble_fx.branches.base import FusedForm
+from noble_fx.branches.bound import names_of
 from noble_fx.errors import Refusal
 from noble_fx.ops.operands import Operands
 from noble_fx.passes.build import Build
@@ -53,10 +55,13 @@ def fused(build: Build, form: FusedForm, path: str, x: Any, weight: Any, bias: A
     def part(name: str) -> fx.Node:
         return build.call(operator.getitem, read(name), *rows) if rows else read(name)
 
+    downs, ups = [read(name) for name in names_of(form.down)], [part(name) for name in names_of(form.up)]
+    down = downs[0] if len(downs) == 1 else build.call(torch.cat, downs)
+    up = ups[0] if len(ups) == 1 else build.call(torch.cat, ups, 1)
+    down_bias = read(form.down_bias) if form.down_bias is not None else None
+    if down_bias is not None and len(downs) > 1:
+        down_bias = build.call(F.pad, down_bias, (0, sum(form.ranks[1:])))
     if form.up_bias is not None:
         bias = part(form.up_bias) if bias is None else build.call(operator.add, bias, part(form.up_bias))
-    down_bias = read(form.down_bias) if form.down_bias is not None else None
-    operands = Operands.of_linear(
-        x, weight, bias, read(form.down), down_bias, part(form.up), map(read, form.act), form.key
-    )
+    operands = Operands.of_linear(x, weight, bias, down, down_bias, up, map(read, form.act), form.key)
     return build.call(LINEAR, *operands.linear_args())

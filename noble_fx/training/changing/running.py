@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from noble_fx.attach.adapters import check_none
 from noble_fx.attach.attach import branch_paths, named_branches
 from noble_fx.attach.settled import check_names
 from noble_fx.attach.switched_off import is_off
@@ -43,6 +44,7 @@ def running(model: nn.Module) -> Running:
     branches = named_branches(model)
     if not branches:
         raise ConfigError("the model carries no branches; call noble_fx.transform first")
+    check_none(model, "a change of ranks or sites")
     check_unwrapped(model, "change", (fqn for fqn, module in model.named_modules() if isinstance(module, Branch)))
     model = unwrapped(model)
     for capture, _ in captured(model):
