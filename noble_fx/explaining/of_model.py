@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch import nn
 
+from noble_fx.attach.adapters import named_adapters
 from noble_fx.attach.attach import branch_paths, made_by, named_branches
 from noble_fx.attach.carried import module_at
 from noble_fx.attach.gone import told_gone
@@ -17,6 +19,7 @@ from noble_fx.errors import ConfigError, Refusal, shown
 from noble_fx.explaining.account import CARRIED, LEFT_OUT, PLANNED, Account, SiteAccount
 from noble_fx.explaining.cost import base_flops, branch_flops
 from noble_fx.explaining.graphs import graph_account
+from noble_fx.explaining.kept import told_kept
 from noble_fx.explaining.kernels import KernelAccount, kernel_accounts
 from noble_fx.explaining.planned import planned_entries
 from noble_fx.inspect import known_programs, sites
@@ -48,7 +51,7 @@ def account_of_model(model: nn.Module, examples: Examples = _NONE) -> Account:
     programs, without = known_programs(model, examples)
     return Account(
         entries=tuple(_entry(model, site, held.get(site.fqn)) for site in listed),
-        settings=_settings(branches) | note | _notes(model) | _without_graph(without),
+        settings=_settings(branches) | _adapted(model, held) | note | _notes(model) | _without_graph(without),
         config=config_values(made_by(branches.values())),
         programs=programs,
         graphs=tuple(map(graph_account, programs)),
@@ -104,6 +107,18 @@ def _settings(branches: dict[str, Branch]) -> dict[str, str]:
     return {
         **settings_of(config, first.label),
         "inference": f"{folded} branches are folded: no constants of σ left beside a matrix" if folded else "",
+    }
+
+
+def _adapted(model: nn.Module, held: dict[str, Branch]) -> dict[str, str]:
+    """Which adapters there are, and where something is frozen what that saves."""
+    told = Counter(part for adapters in named_adapters(model).values() for part in adapters.told().split(", "))
+    frozen = not all(parameter.requires_grad for parameter in model.parameters())
+    layers = [(getattr(module_at(model, fqn), "weight", None), branch) for fqn, branch in held.items() if branch.key]
+    fused = [(weight, branch) for weight, branch in layers if isinstance(weight, nn.Parameter)]
+    return {
+        "adapters": ", ".join(f"{each} at {count} layer{'s' * (count > 1)}" for each, count in told.items()),
+        "backward keeps": told_kept(fused) if frozen else "",
     }
 
 
