@@ -30,6 +30,7 @@ from noble_fx.onnx_export.aten import export
 from noble_fx.onnx_export.export import ExportReport, export_onnx
 from noble_fx.onnx_export.session import OnnxModel
 from noble_fx.passes.history import Program
+from noble_fx.peft_files import load_peft, save_peft
 from noble_fx.pretrained import from_pretrained
 from noble_fx.sites.site import Site
 from noble_fx.training.changing.add_branches import add_branches, remove_branches
@@ -106,6 +107,7 @@ __all__ = [
     "kernels",
     "load",
     "load_base_state",
+    "load_peft",
     "merge",
     "merge_bases",
     "muon_split",
@@ -122,6 +124,7 @@ __all__ = [
     "reset_parameters",
     "runtime",
     "save",
+    "save_peft",
     "scale_lr",
     "set_rank",
     "set_trainable",

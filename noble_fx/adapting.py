@@ -10,6 +10,7 @@ from torch import nn
 
 from noble_fx.attach.adapters import adapter_names, check_known, named_adapters, take_out, thaw
 from noble_fx.attach.attach import named_branches
+from noble_fx.attach.fast_path import keep_from_fast_path
 from noble_fx.attach.model_config import note
 from noble_fx.attach.restore import restored_on_error
 from noble_fx.attach.unwrapped import check_unwrapped
@@ -18,7 +19,7 @@ from noble_fx.captures.table import captured
 from noble_fx.errors import ConfigError, shown
 from noble_fx.inspect import sites
 from noble_fx.torch_versions import forget_compiled
-from noble_fx.transform import keep_from_fast_path, remove
+from noble_fx.transform import remove
 
 
 def use_adapters(model: nn.Module, adapters: str | Iterable[str] | Mapping[str, float] | None) -> nn.Module:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from noble_fx.attach.adapters import adapter_names, branch_there, take_out, thaw
 from noble_fx.attach.attach import detach_site, named_branches
 from noble_fx.attach.draw import base_tensors
+from noble_fx.attach.fast_path import keep_from_fast_path
 from noble_fx.attach.model_config import note
 from noble_fx.attach.restore import restored_on_error
 from noble_fx.attach.switched_off import is_off
@@ -38,7 +39,7 @@ from noble_fx.passes.history import Step
 from noble_fx.passes.inference.merge_branch import merge_branch
 from noble_fx.sites.site import Site
 from noble_fx.torch_versions import forget_compiled
-from noble_fx.transform import keep_from_fast_path, remove
+from noble_fx.transform import remove
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,19 @@ Layers are chosen anew. One with a branch gets its linear map beside it, any oth
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from noble_fx.attach.adapters import branch_there, freeze, put_beside
+from noble_fx.attach.fast_path import keep_from_fast_path
+from noble_fx.attach.model_config import note
 from noble_fx.attach.restore import restored_on_error
 from noble_fx.attach.unwrapped import check_unwrapped
 from noble_fx.branches.adapters import adapter_name, adapters_of
 from noble_fx.branches.kinds import branch_class, check_branch
+from noble_fx.captures import dynamo
 from noble_fx.captures.base import Examples, Plan
 from noble_fx.captures.table import captured
 from noble_fx.config import NobleConfig
@@ -25,6 +27,10 @@ from noble_fx.sites.find import find_maps
 from noble_fx.sites.site import Site
 from noble_fx.torch_versions import forget_compiled
 
+_MODULES = (
+    "adapters are put beside the branches of modules, and a captured graph holds the branches that it was made with; "
+    "capture the model by capture='modules' (the default), or merge and transform a fresh one"
+)
 _EXPERTS = "stacked experts, whose branches are computed together"
 
 
@@ -36,11 +42,9 @@ def stacks(config: NobleConfig) -> bool:
 def plan_beside(model: nn.Module, config: NobleConfig, examples: Examples) -> Plan:
     """Where linear maps will be put beside branches; raises `ConfigError` before anything is changed."""
     check_branch(config)
-    if any(captured(model)) or config.capture not in ("auto", "modules") or examples:
-        raise ConfigError(
-            "adapters are put beside the branches of modules, and a graph that was captured holds the branches that it "
-            "was made with: capture the model by capture='modules' (the default), or merge and transform a fresh one"
-        )
+    check_open(model)
+    if config.capture not in ("auto", "modules") or examples:
+        raise ConfigError(f"capture={config.capture!r}: {_MODULES}")
     maps = find_maps(model)
     against = {each.site.fqn: reason for each in maps if (reason := _against(model, each.site, adapter_name(config)))}
     named = config.select if isinstance(config.select, list | tuple | set | frozenset) else ()
@@ -71,14 +75,26 @@ def _against(model: nn.Module, site: Site, name: str) -> str:
     return "its branch is folded for inference" if branch.folded else ""
 
 
+def check_open(model: nn.Module) -> None:
+    """Refuse a model that runs a captured graph, or is wrapped: nothing can be put into it."""
+    if any(captured(model)):
+        raise ConfigError(_MODULES)
+    check_unwrapped(model, "transform")
+
+
 def put_beside_all(model: nn.Module, plan: Plan) -> nn.Module:
     """Draw all linear maps and put them in; on whatever is raised the model is as it was."""
-    forget_compiled()
     with restored_on_error(model), torch.no_grad():
-        for site in plan.selected:
-            put_beside(model, site, plan.config)
-            branch: Any = branch_there(model, site)
-            if branch.site is None:
-                branch.site = replace(site)
+        put_sites(model, plan.selected, plan.config)
     freeze(model)
     return model
+
+
+def put_sites(model: nn.Module, sites: Sequence[Site], config: NobleConfig) -> None:
+    """Give the layers of these sites one more linear map each, whether they have a branch or not."""
+    dynamo.register()
+    forget_compiled()
+    for site in sites:
+        put_beside(model, site, config)
+    keep_from_fast_path(model)
+    note(model)

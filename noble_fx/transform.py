@@ -19,6 +19,7 @@ from noble_fx.attach.adapters import freeze, named_adapters, thaw
 from noble_fx.attach.attach import attach, carriers, detach, named_branches
 from noble_fx.attach.bases import build_bases, named_bases, put_base
 from noble_fx.attach.draw import base_tensors, build_branches, draw_base
+from noble_fx.attach.fast_path import keep_from_fast_path as keep_from_fast_path
 from noble_fx.attach.gone import forget_choice, made_choice, note_choice
 from noble_fx.attach.model_config import note
 from noble_fx.attach.restore import Before, restored_on_error, unchanged
@@ -35,8 +36,6 @@ from noble_fx.captures.base import Examples, Plan, check_model
 from noble_fx.captures.table import asked, captured
 from noble_fx.config import NobleConfig
 from noble_fx.errors import CaptureError, ConfigError, NobleError, Refusal, check_flag, shown
-from noble_fx.layers.linear import Augmented
-from noble_fx.layers.structured import Structured
 from noble_fx.ops.available import why_no_kernel
 from noble_fx.sites.site import Site
 from noble_fx.stacking import plan_beside, put_beside_all, stacks
@@ -139,9 +138,9 @@ def _asked_plan(model: nn.Module, config: NobleConfig, examples: Examples) -> Pl
 
 def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     """Build all branches, then put them in; on whatever is raised, an interrupt included, the model is as it was."""
-    dynamo.register()
     if named_branches(model):
         return put_beside_all(model, plan)
+    dynamo.register()
     branches = {site.fqn: build_branches(model, site, plan.config) for site in plan.selected}
     bases = build_bases(model, plan.selected, plan.config)
     choice = made_choice(model, plan.sites)
@@ -196,20 +195,6 @@ def _take_out(model: nn.Module) -> None:
     for module in list(carriers(model)):
         detach(module)
     keep_from_fast_path(model)
-
-
-def keep_from_fast_path(model: nn.Module) -> None:
-    """nn.TransformerEncoderLayer's inference fast path reads the weights of its linears past their forward."""
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder):  # it makes nested tensors for that path alone
-            augmented = any(isinstance(part, Augmented | Structured) for part in module.modules())
-            module.use_nested_tensor = module.enable_nested_tensor and not augmented
-        if isinstance(module, nn.TransformerEncoderLayer):
-            augmented = any(isinstance(part, Augmented | Structured) for part in module.modules())
-            # The layer's own flag: 1 and 2 allow the fast path for that activation, 0 keeps to the layer's Python code.
-            allowed = {nn.functional.relu: 1, nn.ReLU: 1, nn.functional.gelu: 2, nn.GELU: 2}
-            kind = module.activation if module.activation in allowed else type(module.activation)
-            module.activation_relu_or_gelu = 0 if augmented else allowed.get(kind, 0)
 
 
 # --- on a transformed model -----------------------------------------------------------------------------------------

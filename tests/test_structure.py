@@ -43,7 +43,7 @@ ROOMS = [
     {"compressing"},
     {"checkpoints"},
     {"explaining"},
-    {"training", "checkpoint", "compress", "fold", "merge", "pretrained"},
+    {"training", "checkpoint", "compress", "fold", "merge", "peft_files", "pretrained"},
     {"report"},
     {"explain"},
     {"onnx_export"},

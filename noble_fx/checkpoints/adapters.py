@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from noble_fx.attach.adapters import branch_there, freeze, put_beside
+from noble_fx.attach.adapters import branch_there, freeze
 from noble_fx.attach.attach import branch_paths
 from noble_fx.attach.draw import base_tensors
 from noble_fx.branches.adapters import adapters_of
@@ -22,6 +22,7 @@ from noble_fx.errors import ConfigError, printable
 from noble_fx.layers.quantized import computing_dtype
 from noble_fx.sites.find import find_maps
 from noble_fx.sites.layer_maps import LinearMap
+from noble_fx.stacking import put_sites
 from noble_fx.wrappers import own_name
 
 _SETTINGS = ("rank", "alpha", "rslora", "dropout", "seed")
@@ -57,7 +58,7 @@ def put_described(model: nn.Module, described: Mapping[str, Any]) -> nn.Module:
             there = adapters_of(branch) if branch is not None else None
             if there is None or name not in there.named():
                 site = replace(place.site, rank=said["rank"], selected=True, unfused=eager, reason="named in the file")
-                put_beside(model, site, config)
+                put_sites(model, [site], config)
         held: Any = adapters_of(branch_there(model, place.site))  # type: ignore[arg-type]
         held.weigh({name: float(said.get("weight", 1.0)) for name, said in adapters.items()})
     if described:
