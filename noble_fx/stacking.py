@@ -45,6 +45,10 @@ def plan_beside(model: nn.Module, config: NobleConfig, examples: Examples) -> Pl
     check_open(model)
     if config.capture not in ("auto", "modules") or examples:
         raise ConfigError(f"capture={config.capture!r}: {_MODULES}")
+    if config.base is not None:
+        raise ConfigError(
+            f"base={config.base!r} gives W another form, which is no part of an adapter: leave it out here"
+        )
     maps = find_maps(model)
     against = {each.site.fqn: reason for each in maps if (reason := _against(model, each.site, adapter_name(config)))}
     named = config.select if isinstance(config.select, list | tuple | set | frozenset) else ()

@@ -2,16 +2,24 @@
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import parallelize_module
 
 import noble_fx
-from noble_fx import ConfigError
+from noble_fx import CaptureError, ConfigError
 from noble_fx.bases.low_rank import LowRank
 from noble_fx.branches.lora import LoraBranch
+from noble_fx.distributed import whole
 from noble_fx.layers.restructure import matrix_of, structure
+from noble_fx.wrappers import own_name
+from tests.models import tokens, transformed
+from tests.one_rank import PARALLEL, one_rank
+from tests.ranks import on_ranks
 
 
 def plain() -> nn.Sequential:
@@ -194,3 +202,45 @@ def test_what_an_attention_holds_as_parameters():
     y = fill(model)["a"](x, x, x)[0]
     assert not torch.allclose(y, before)
     torch.testing.assert_close(noble_fx.merge(model)["a"](x, x, x)[0], y, rtol=1e-4, atol=1e-5)
+
+
+def test_another_form_of_w_is_no_part_of_it():
+    with pytest.raises(ConfigError, match="which is no part of an adapter"):
+        adapted(noble(), base="factorized", base_rank=2)
+
+
+@pytest.mark.parametrize("name", list(PARALLEL))
+def test_one_rank_of_many_computes_and_learns_the_same(name):
+    alone = fill(adapted(transformed("modules")))
+    with one_rank() as mesh:
+        model = PARALLEL[name](copy.deepcopy(alone), mesh)
+        y, expected = model(tokens()), alone(tokens())
+        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+        y.square().mean().backward()
+        expected.square().mean().backward()
+        found = {own_name(name, model): p.grad for name, p in model.named_parameters() if p.grad is not None}
+        wanted = {name: p.grad for name, p in alone.named_parameters() if p.grad is not None}
+        assert found.keys() == wanted.keys()
+        for key, gradient in found.items():
+            torch.testing.assert_close(whole(gradient), wanted[key], rtol=1e-4, atol=1e-6)
+        with pytest.raises(CaptureError, match="wrapped by"):
+            noble_fx.use_adapters(model, None)
+
+
+def _over_two_ranks(rank: int, folder: Path) -> None:
+    alone = fill(adapted(transformed("modules")))
+    mesh = init_device_mesh("cpu", (2,))
+    plan = {"blocks.0.fc1": "colwise", "blocks.0.fc2": "rowwise"}
+    model = copy.deepcopy(alone)
+    parallelize_module(model, mesh, noble_fx.noble_plan(model, plan))
+    y, expected = model(tokens()), alone(tokens())
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    y.square().mean().backward()
+    expected.square().mean().backward()
+    for (name, parameter), other in zip(model.named_parameters(), alone.parameters(), strict=True):
+        if other.grad is not None:
+            torch.testing.assert_close(whole(parameter.grad), other.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_plan_for_ranks(tmp_path):
+    on_ranks(2, tmp_path, _over_two_ranks)

@@ -145,6 +145,12 @@ def _eager(branch: Branch, place: str) -> str:
 # --- what is frozen --------------------------------------------------------------------------------------------------
 
 
+def switched_off_parameters(model: nn.Module) -> set[int]:
+    """The identities of the parameters of adapters that are off, which nothing may move."""
+    every = [adapter for adapters in named_adapters(model).values() for adapter in adapters.named().values()]
+    return {id(parameter) for adapter in every if not adapter.weighed for parameter in adapter.parameters()}
+
+
 def freeze(model: nn.Module) -> None:
     """Let nothing but adapters learn, and remember what did; a model whose adapters are there already stays."""
     if _FROZEN in vars(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from noble_fx.attach.adapters import switched_off_parameters
 from noble_fx.attach.attach import named_branches
 from noble_fx.attach.unwrapped import check_unwrapped
 from noble_fx.errors import ConfigError, shown
@@ -15,7 +16,7 @@ WHAT = ("branches", "base", "all")
 def set_trainable(model: nn.Module, what: str) -> nn.Module:
     """Let "branches", the "base" model or "all" require gradients, and nothing else; returns the model.
 
-    A weight that torchao or bitsandbytes quantized stays frozen in any case.
+    A weight that torchao or bitsandbytes quantized, and an adapter that is off, stay frozen in any case.
     Build the optimizer's groups afterwards: `param_groups` leaves out what is frozen. Raises `ConfigError` for another
     word or a model without branches, and `CaptureError` for a wrapped model.
     """
@@ -25,8 +26,10 @@ def set_trainable(model: nn.Module, what: str) -> nn.Module:
     if not branches:
         raise ConfigError("the model carries no branches; call noble_fx.transform first")
     check_unwrapped(model, "set_trainable", branches)
+    off = switched_off_parameters(model)
     of_branches = {id(parameter) for branch in branches.values() for parameter in branch.parameters()}
     for parameter in model.parameters():
         if (parameter.is_floating_point() or parameter.is_complex()) and not is_frozen(parameter):
-            parameter.requires_grad_(what == "all" or (id(parameter) in of_branches) == (what == "branches"))
+            wanted = what == "all" or (id(parameter) in of_branches) == (what == "branches")
+            parameter.requires_grad_(wanted and id(parameter) not in off)
     return model

@@ -54,3 +54,12 @@ def test_weights_that_cannot_learn_stay_as_they_are():
 def test_what_cannot_be_is_refused(model, what, error, message):
     with pytest.raises(error, match=message):
         noble_fx.set_trainable(model(), what)
+
+
+def test_an_adapter_that_is_off_stays_frozen():
+    model = noble_fx.transform(transformed("modules"), branch="lora", rank=2)
+    noble_fx.use_adapters(model, None)
+    noble_fx.set_trainable(model, "all")
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {
+        name for name, _ in model.named_parameters() if ".adapters." in name
+    }
