@@ -104,7 +104,7 @@ def _shared(graph_module: fx.GraphModule, by_down: dict[int, Site]) -> tuple[tup
         if node.target is LINEAR_GROUP:
             reads = [read for site in Operands.of_node(node).sites for read in parameter_reads(site.down)]
             found = [by_down.get(id(graph.attribute(str(read.target)))) for read in reads]
-            shared.append(tuple(site.fqn for site in found if site is not None))
+            shared.append(tuple(dict.fromkeys(site.fqn for site in found if site is not None)))
     return tuple(shared)
 
 

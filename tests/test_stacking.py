@@ -129,6 +129,33 @@ def test_compiled_and_switched_without_another_trace():
     torch._dynamo.reset()
 
 
+class Attention(nn.Module):
+    """q, k and v of one input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x):
+        return torch.softmax(self.q(x) @ self.k(x).mT, -1) @ self.v(x)
+
+
+def test_sites_of_one_input_share_a_call():
+    model = noble_fx.transform(Attention(), rank=4, select="all", seed=0, preset="reference")
+    fill(adapted(model)).double()
+    (looking,) = noble_fx.programs(model)
+    assert looking.shared == (("q", "k", "v"),)
+    torch._dynamo.reset()
+    x = torch.randn(5, 12, dtype=torch.float64)
+    compiled = torch.compile(model, backend="noble_fx", options={"then": "aot_eager"})
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-10, atol=1e-12)
+    (program,) = [program for program in noble_fx.programs(model) if program.mode == "compiled"]
+    assert program.shared == (("q", "k", "v"),)
+    noble_fx.explain(model, x).to_dict()
+    torch._dynamo.reset()
+
+
 def test_it_trains_and_moves_nothing_else():
     model, x = adapted(noble()), torch.randn(32, 12)
     adapted(model, adapter="off", select=["0"])

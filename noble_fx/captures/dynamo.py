@@ -136,13 +136,19 @@ def _with_bodies(graph_module: fx.GraphModule) -> Iterator[fx.GraphModule]:
         yield from _with_bodies(body)
 
 
+def _first(down: Any) -> Any:
+    """D, or of one that is put together of a branch's and adapters' the first."""
+    together = isinstance(down, fx.Node) and down.target is torch.cat and down.all_input_nodes
+    return together[0] if together else down
+
+
 def _calls(graph_module: fx.GraphModule) -> list[list[Any]]:
     """What each fused site or group reads as its `down` matrices, in the graph's order; None where it computes one."""
     bodies = {node: (body, operands) for node, body, operands in _bodies(graph_module)}
     calls: list[list[Any]] = []
     for node in graph_module.graph.nodes:
         if node.target in (LINEAR, LINEAR_GROUP):
-            calls.append([site.down for site in Operands.of_node(node).sites])
+            calls.append([_first(site.down) for site in Operands.of_node(node).sites])
         elif node in bodies:
             body, operands = bodies[node]
             outside = dict(zip(_placeholders(body), operands, strict=True))

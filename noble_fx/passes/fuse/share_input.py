@@ -5,7 +5,9 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx
+from torch.nn import functional as F
 
 from noble_fx.ops.operands import Operands
 from noble_fx.passes.build import Build
@@ -112,6 +114,9 @@ def _traits(node: fx.Node, graph: ModelGraph) -> tuple[int | None, str, bool, bo
 
 
 def _rank(down: fx.Node, graph: ModelGraph) -> int | None:
+    if down.target is torch.cat:  # of a branch and adapters beside it
+        ranks = [_rank(part, graph) for part in down.all_input_nodes]
+        return None if None in ranks else sum(rank or 0 for rank in ranks)
     shape = graph.shape_of(str(down.target)) if down.op == "get_attr" else None
     value = next((down.meta[name] for name in _VALUES if name in down.meta), None)
     return int(shape[0]) if shape is not None else int(value.shape[0]) if value is not None else None
@@ -121,8 +126,9 @@ def _movable(arg: fx.Node, anchor: fx.Node, graph: ModelGraph) -> bool:
     """True for what is there before `anchor`, and for parameters, views and sums of them, which can be read earlier."""
     if arg < anchor or arg.op == "get_attr" or view_of(arg, graph.shape_of) is not None:
         return True
-    sums = arg.target is operator.add  # of a layer's bias and the one of a folded branch
-    return sums and all(_movable(term, anchor, graph) for term in arg.all_input_nodes)
+    # Of a layer's bias and the one of a folded branch; of the matrices of a branch and of adapters beside it.
+    of_parameters = arg.target in (operator.add, torch.cat, F.pad)
+    return of_parameters and all(_movable(term, anchor, graph) for term in arg.all_input_nodes)
 
 
 def _hoisted(build: Build, operand: fx.Node, graph: ModelGraph) -> fx.Node:
