@@ -105,6 +105,17 @@ def test_a_file_has_the_operators_of_the_model_without(tmp_path):
     assert operators(fill(adapted(plain())), "c.onnx") == operators(plain_with_nothing(), "d.onnx")
 
 
+@pytest.mark.parametrize("act", [None, lambda rank: nn.Linear(rank, rank)])
+def test_the_file_of_a_captured_model(act, tmp_path):
+    onnx, x = pytest.importorskip("onnx"), torch.randn(5, 12)
+    settings = {"branch": "lora", "alpha": 1} if act is None else {"act": act}
+    model = fill(noble_fx.transform(plain(), rank=2, select="all", capture="fx", **settings)).eval()
+    noble_fx.export_onnx(model, (x,), tmp_path / "a.onnx")
+    operators = [node.op_type for node in onnx.load(tmp_path / "a.onnx").graph.node]
+    assert operators.count("Gemm") == 3
+    assert "MatMul" not in operators
+
+
 def plain_with_nothing() -> nn.Module:
     return noble_fx.transform(plain(), rank=2, act="identity", select="all")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.nn import functional as F
 
 from noble_fx.ops.operands import Operands
 from noble_fx.passes.build import Build
@@ -19,6 +18,7 @@ from noble_fx.passes.rule import Answer, rule
 from noble_fx.schema import LINEAR, LINEAR_GROUP
 from noble_fx.sites.views import view_of
 
+_PUTS_TOGETHER = ("add", "cat", "pad")  # by name, since Dynamo calls pad by another function than fx
 _VALUES = ("val", "example_value")  # what exporters and Dynamo know of a node's result
 
 
@@ -127,7 +127,7 @@ def _movable(arg: fx.Node, anchor: fx.Node, graph: ModelGraph) -> bool:
     if arg < anchor or arg.op == "get_attr" or view_of(arg, graph.shape_of) is not None:
         return True
     # Of a layer's bias and the one of a folded branch; of the matrices of a branch and of adapters beside it.
-    of_parameters = arg.target in (operator.add, torch.cat, F.pad)
+    of_parameters = arg.op == "call_function" and getattr(arg.target, "__name__", "") in _PUTS_TOGETHER
     return of_parameters and all(_movable(term, anchor, graph) for term in arg.all_input_nodes)
 
 
