@@ -30,6 +30,7 @@ from noble_fx.branches.adapters import adapters_of
 from noble_fx.branches.bound import Bound, FusedForm
 from noble_fx.branches.channels import Resized
 from noble_fx.branches.drawing import drawing
+from noble_fx.branches.factors import Factors
 from noble_fx.branches.own_tensors import refill
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, Refusal
@@ -37,7 +38,8 @@ from noble_fx.errors import ConfigError, Refusal
 ACTIONS = ("add",)  # what is done at a site: a branch added beside the layer
 NOT_BUILT = "its branch was never prepared"
 _OF_ITS_FORWARD = (
-    *("fused_form", "merged", "fold", "stages", "resized", "bottleneck", "silence", "before_up", "takes_adapters"),
+    *("fused_form", "merged", "fold", "stages", "resized", "bottleneck", "silence", "factors", "before_up"),
+    "takes_adapters",
 )
 _LIVE: weakref.WeakSet[Branch] = weakref.WeakSet()
 
@@ -112,6 +114,13 @@ class Branch(nn.Module):
     def merged(self) -> tuple[Tensor, Tensor | None] | Refusal:
         """(ΔW [N, K], Δb [N] or None) where the branch is an affine map of x; or why it is not."""
         return Refusal(f"branches of kind {self.kind!r} are no affine map of their input")
+
+    def factors(self) -> list[Factors] | Refusal:
+        """The D, U and s whose s U D are its map together, x [.., K] -> [.., N]; or why it is no sum of such products.
+
+        The optimizer's rules for pairs of matrices (`training/rules/`) work on these.
+        """
+        return Refusal(f"branches of kind {self.kind!r} do not say that they are a product of two matrices")
 
     def fold(self) -> Refusal | None:
         """Fold constants for inference where it stands (and set `folded`); or why there is nothing to fold."""

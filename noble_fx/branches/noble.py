@@ -23,8 +23,9 @@ from noble_fx.branches.base import Branch, FusedForm, Rate
 from noble_fx.branches.beside import form_beside
 from noble_fx.branches.channels import Resized
 from noble_fx.branches.drawing import drawing, has_values
+from noble_fx.branches.factors import Factors
 from noble_fx.branches.folded import fold_constants
-from noble_fx.branches.own_tensors import own_modules, own_parameters
+from noble_fx.branches.own_tensors import more_than_its_tensors, own_modules, own_parameters
 from noble_fx.branches.resizing import resized
 from noble_fx.branches.trace import why_untraceable
 from noble_fx.branches.witness import witness
@@ -197,6 +198,16 @@ class NobleBranch(Branch):
         has_shift = self.down_bias is not None or bool(shift.any())
         bias = self.with_bias(self.up @ shift if has_shift else None)
         return weight if beside is None else weight + beside.merged(), bias
+
+    def factors(self) -> list[Factors] | Refusal:
+        """(D, U, 1) where σ is the identity and D has no bias."""
+        if type(self.act) is not nn.Identity:
+            return Refusal(f"σ ({self.label}) stands between D and U, so U D is not the matrix that they learn")
+        if self.down_bias is not None:
+            return Refusal("the bias of D reaches U too, so the gradient of U is not that of a product U D alone")
+        if refusal := more_than_its_tensors(self):
+            return refusal
+        return [Factors("", self.down, self.up)]
 
     def fold(self) -> Refusal | None:
         """Fold ω, φ, scales, shifts and signs of σ into D, U and σ's own matrices."""
