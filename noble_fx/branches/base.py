@@ -39,7 +39,7 @@ ACTIONS = ("add",)  # what is done at a site: a branch added beside the layer
 NOT_BUILT = "its branch was never prepared"
 _OF_ITS_FORWARD = (
     *("fused_form", "merged", "fold", "stages", "resized", "bottleneck", "silence", "factors", "before_up"),
-    "takes_adapters",
+    *("takes_adapters", "shortened", "with_sigma"),
 )
 _LIVE: weakref.WeakSet[Branch] = weakref.WeakSet()
 
@@ -132,6 +132,23 @@ class Branch(nn.Module):
         `inputs` are rows of what `bottleneck` gave for inputs of the model, to be right for.
         """
         return Refusal(f"branches of kind {self.kind!r} do not say how their rank changes")
+
+    def shortened(self, rank: int, factor: float, inputs: Tensor | None = None) -> Resized | Refusal:
+        """A new branch of its first `rank` channels, each matrix that reads channels times `factor`; or why none.
+
+        `inputs` as for `resized`, to say how far off it is.
+        """
+        return Refusal(f"branches of kind {self.kind!r} do not say what their first channels are")
+
+    def with_sigma(
+        self, change: Callable[[nn.Module], nn.Module | Refusal], columns: Tensor | None = None
+    ) -> Refusal | None:
+        """Put change(σ) in σ's place, and U's columns times `columns` [r]; or why it cannot be, and nothing is done."""
+        return Refusal(f"branches of kind {self.kind!r} have no σ that is known")
+
+    def sigma(self) -> nn.Module | None:
+        """σ, a module on [.., r], where there is one."""
+        return None
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """What `resized` wants to know of an input [.., K] of the branch."""

@@ -9,7 +9,7 @@ Everything fast in this project is measured against `NobleBranch.forward`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import torch
@@ -26,7 +26,7 @@ from noble_fx.branches.drawing import drawing, has_values
 from noble_fx.branches.factors import Factors
 from noble_fx.branches.folded import fold_constants
 from noble_fx.branches.own_tensors import more_than_its_tensors, own_modules, own_parameters
-from noble_fx.branches.resizing import resized
+from noble_fx.branches.resizing import resized, shortened
 from noble_fx.branches.trace import why_untraceable
 from noble_fx.branches.witness import witness
 from noble_fx.config import NobleConfig
@@ -137,6 +137,30 @@ class NobleBranch(Branch):
         # By another name than at first: a channel that comes anew is none that was there.
         with torch.no_grad(), drawing(self.config, f"{self.drawn_as} {self.rank}->{rank}"):
             return resized(self, self.fresh(self.out_features, rank), inputs)
+
+    def shortened(self, rank: int, factor: float, inputs: Tensor | None = None) -> Resized | Refusal:
+        """Its first channels in every space of σ, as masks leave them."""
+        with torch.no_grad(), drawing(self.config, f"{self.drawn_as} {self.rank}->{rank}"):
+            return shortened(self, self.fresh(self.out_features, rank), factor, inputs)
+
+    def with_sigma(
+        self, change: Callable[[nn.Module], nn.Module | Refusal], columns: Tensor | None = None
+    ) -> Refusal | None:
+        """σ and U changed where they stand."""
+        act = change(self.act)
+        if isinstance(act, Refusal):
+            return act
+        of_sigma = isinstance(self.fused_form(), Refusal)  # else what its place says
+        self.act = act.train(self.training)
+        if columns is not None:
+            with torch.no_grad():
+                self.up.mul_(columns.to(self.up.dtype))
+        self.prepare("" if of_sigma else self.unfused)
+        return None
+
+    def sigma(self) -> nn.Module:
+        """σ."""
+        return self.act
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """h = x Dᵀ + d [.., r] of x [.., K]."""

@@ -26,12 +26,10 @@ def resized(old: Any, new: Any, h: Tensor | None = None) -> Resized | Refusal:
     `h` [rows, r]: what reached the bottleneck of `old`, to lose as little of its result as possible; without, D and d
     of rows of standard normal numbers, as behind a norm. Must be called under `no_grad`.
     """
-    found = widths(old.act, new.act, old.rank, new.rank)
-    if isinstance(found, Refusal):
-        return Refusal(f"σ ({old.label}) cannot be given another rank: {found.reason}")
-    axes = _branch_axes(old, found)
-    if strange := sorted(axes.keys() ^ {name for name, _ in [*old.named_parameters(), *old.named_buffers()]}):
-        return Refusal(f"{strange[0]!r} is not what it was made with")
+    known = _known(old, new)
+    if isinstance(known, Refusal):
+        return known
+    found, axes = known
     if new.rank >= old.rank:
         every = torch.arange(old.rank)
         kept = Kept(old.rank, new.rank, dict.fromkeys(range(found.last + 1), every))
@@ -44,6 +42,42 @@ def resized(old: Any, new: Any, h: Tensor | None = None) -> Resized | Refusal:
     _fill(old, new, axes, chosen)
     error = _refit(old, new, found, chosen, rows)
     return Resized(new, axes, chosen, error)
+
+
+def shortened(old: Any, new: Any, factor: float, h: Tensor | None = None) -> Resized | Refusal:
+    """`new` filled with the first channels of `old` in every space, what reads channels times `factor`; or why not.
+
+    That is what `old` computes with masks (`masks.py`) that let these through. Must be called under `no_grad`.
+    """
+    known = _known(old, new)
+    if isinstance(known, Refusal):
+        return known
+    found, axes = known
+    kept = Kept(old.rank, new.rank, dict.fromkeys(range(found.last + 1), torch.arange(new.rank)))
+    _fill(old, new, axes, kept)
+    readers = [new.up, *(new.act.get_submodule(path).weight for path in found.matrices)]
+    for weight in {id(weight): weight for weight in readers}.values():
+        weight.mul_(factor)
+    rows = _noise(old) if h is None else h.to("cpu", torch.float64)
+    before = _matrix_inputs(_alone(old.act), found, rows)
+    after = _matrix_inputs(_alone(new.act), found, rows[:, : new.rank])
+    error = relative_error(_wide(new.up), after[-1], _wide(old.up), before[-1])
+    return Resized(new, axes, kept, error)
+
+
+def _known(old: Any, new: Any) -> tuple[Widths, dict[str, Axes]] | Refusal:
+    """How the tensors of `old` go with its channels; or why that is not known."""
+    found = widths(old.act, new.act, old.rank, new.rank)
+    if isinstance(found, Refusal):
+        return Refusal(f"σ ({old.label}) cannot be given another rank: {found.reason}")
+    axes = _branch_axes(old, found)
+    if strange := sorted(axes.keys() ^ {name for name, _ in [*old.named_parameters(), *old.named_buffers()]}):
+        return Refusal(f"{strange[0]!r} is not what it was made with")
+    return found, axes
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64)
 
 
 def _branch_axes(old: Any, found: Widths) -> dict[str, Axes]:
@@ -86,8 +120,8 @@ def _noise(old: Any) -> Tensor:
     """What reaches the bottleneck from rows of standard normal numbers."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(NOISE_ROWS, old.in_features, generator=generator).double()
-    h = x @ old.down.detach().to("cpu", torch.float64).T
-    return h if old.down_bias is None else h + old.down_bias.detach().to("cpu", torch.float64)
+    h = x @ _wide(old.down).T
+    return h if old.down_bias is None else h + _wide(old.down_bias)
 
 
 def _chosen(old: Any, found: Widths, h: Tensor, count: int) -> Kept | Refusal:
@@ -95,7 +129,7 @@ def _chosen(old: Any, found: Widths, h: Tensor, count: int) -> Kept | Refusal:
     act = _alone(old.act)
     inputs = _matrix_inputs(act, found, h)
     ends: list[tuple[str, Any]] = [(f"{path}.weight", act.get_submodule(path).weight) for path in found.matrices]
-    ends.append(("up", old.up.detach().to("cpu", torch.float64)))
+    ends.append(("up", _wide(old.up)))
     axes = {**found.axes, "up": (None, Axis(found.last, True))}
     channels: dict[int, Tensor] = {}
     for space in reversed(range(found.last + 1)):
@@ -126,9 +160,9 @@ def _refit(old: Any, new: Any, found: Widths, kept: Kept, h: Tensor) -> float:
         own.copy_(refitted(own, inputs, wanted, wanted_inputs[at]))
         stored: Tensor = new.act.get_submodule(path).weight
         stored.copy_(own)
-    inputs, up = _matrix_inputs(after, found, h)[-1], old.up.detach().to("cpu", torch.float64)
-    new.up.copy_(refitted(new.up.detach().to("cpu", torch.float64), inputs, up, wanted_inputs[-1]))
-    return relative_error(new.up.detach().to("cpu", torch.float64), inputs, up, wanted_inputs[-1])
+    inputs, up = _matrix_inputs(after, found, h)[-1], _wide(old.up)
+    new.up.copy_(refitted(_wide(new.up), inputs, up, wanted_inputs[-1]))
+    return relative_error(_wide(new.up), inputs, up, wanted_inputs[-1])
 
 
 def _alone(act: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from noble_fx.branches.base import Branch
+from noble_fx.branches.masks import has_other_names
 from noble_fx.errors import CheckpointError, printable
 from noble_fx.layers.quantized import foreign, is_frozen
 from noble_fx.layers.structured import Structured
@@ -151,6 +152,11 @@ def _check_branches(model: nn.Module, tensors: dict[str, Tensor], tied: dict[str
         if not isinstance(branch, Branch):
             continue
         own = own_name(path, model)
+        if has_other_names(branch.sigma()):
+            raise CheckpointError(
+                f"σ of the branch at {printable(own)} has masks or gates of a training rule, which no plain model has; "
+                "call close() of that rule, or noble_fx.truncate(model, …), and save then"
+            )
         names = {f"{own}.{name}": shape for name, shape in _branch_shapes(branch).items()}
         layer = model.get_submodule(path.rpartition(".")[0])
         if branch.site is not None and not branch.site.is_block and not isinstance(layer, Structured):

@@ -83,19 +83,29 @@ def set_rank(
     new = {site.fqn: _resized(found, site, wanted[site.fqn], rows) for site in changing}
     changes = _parameter_changes(found, changing, new)
     check_held(optimizers, changes)
-    by_config = {fqn: [answer.branch for answer in answers] for fqn, answers in new.items()}
-    for fqn, branches in by_config.items():
-        if branches[0].config.fuse == "require":
-            require_kernels({fqn: branches})
-    report = RankChanges(_described(found, site, new[site.fqn], rows) for site in changing)
+    check_kernels(new)
+    report = RankChanges(described(found, site, new[site.fqn], rows) for site in changing)
     if changing:
         forget_compiled()
     with restored_on_error(found.model), put_back_on_error(optimizers):
         if changing:
-            exchange(found.model, _places(found, changing, new))
-            settle(found.model, [_after(site, by_config.get(site.fqn)) for site in found.sites])
+            put(found, changing, new)
             apply_changes(optimizers, found.model, changes)
     return report
+
+
+def check_kernels(new: Mapping[str, list[Resized]]) -> None:
+    """Where fuse="require" was asked for, the new branches must have kernels too; raises `ConfigError`."""
+    for fqn, answers in new.items():
+        if answers[0].branch.config.fuse == "require":
+            require_kernels({fqn: [answer.branch for answer in answers]})
+
+
+def put(found: Running, changing: list[Site], new: Mapping[str, list[Resized]]) -> None:
+    """The new branches in the places of the old ones."""
+    by_config = {fqn: [answer.branch for answer in answers] for fqn, answers in new.items()}
+    exchange(found.model, _places(found, changing, new))
+    settle(found.model, [_after(site, by_config.get(site.fqn)) for site in found.sites])
 
 
 def check_finite(found: Running, shrinking: Sequence[Branch]) -> None:
@@ -167,6 +177,11 @@ def resized_branch(name: str, old: Branch, rank: int, rows: Tensor | None) -> Re
         answer = Refusal("what is fitted to its values is not finite: they are too large for their dtype")
     if isinstance(answer, Refusal):
         raise ConfigError(f"the branch at {name!r} cannot go from rank {old.rank} to {rank}: {answer.reason}")
+    return as_its_place_wants(old, answer)
+
+
+def as_its_place_wants(old: Branch, answer: Resized) -> Resized:
+    """The new branch with the site, the mode and the gradients of the old one, ready to run."""
     new = answer.branch
     new.site, new.choice, new.drawn_as = old.site, old.choice, old.drawn_as
     of_sigma = isinstance(old.fused_form(), Refusal)  # else what its place says
@@ -212,7 +227,7 @@ def _after(site: Site, branches: list[Branch] | None) -> Site:
     return replace(site, rank=branches[0].rank, params=count, unfused=branches[0].unfused)
 
 
-def _described(found: Running, site: Site, answers: list[Resized], rows: Mapping[int, Tensor]) -> RankChange:
+def described(found: Running, site: Site, answers: list[Resized], rows: Mapping[int, Tensor]) -> RankChange:
     """What is done at a site, before it is done; of stacked experts the worst."""
     after = answers[0].branch.rank
     reached = all(id(branch) in rows for branch in found.branches(site))
