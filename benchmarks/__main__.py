@@ -9,6 +9,7 @@
     compress     perplexity of compressed models by method and size: some fifteen minutes
     compress_speed  what compressed models take in ONNX Runtime, by size and rows; needs transformers
     attach       branches for a 70B Llama on the meta device, beside LoRA's; needs transformers and peft
+    prefix       loss against rank of branches trained at all ranks at once: some ten minutes
     moe          experts of a mixture, by how many there are; needs transformers
     gpu          layers and a training step on a GPU; needs one
 
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import attach, compress, cpu_linear, gpu, host, kernels, moe, onnx, onnx_layers, step
+from benchmarks import attach, compress, cpu_linear, gpu, host, kernels, moe, onnx, onnx_layers, prefix, step
 
 BENCHMARKS: dict[str, Callable[..., dict[str, object]]] = {
     "cpu_linear": cpu_linear.run,
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[..., dict[str, object]]] = {
     "compress_speed": compress.run_speed,
     "attach": attach.run,
     "moe": moe.run,
+    "prefix": prefix.run,
     "kernels": lambda rounds=0: kernels.run(),
     "gpu": gpu.run,
 }
