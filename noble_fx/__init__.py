@@ -48,8 +48,8 @@ from noble_fx.training.muon import muon_split
 from noble_fx.training.parallel.noble_plan import noble_plan
 from noble_fx.training.param_groups import param_groups
 from noble_fx.training.rates import scale_lr
-from noble_fx.training.stepping import step
 from noble_fx.training.rules.truncate import truncate
+from noble_fx.training.stepping import step
 from noble_fx.training.trainable import set_trainable
 from noble_fx.transform import disabled, remove, reset_branches, reset_parameters, transform
 
@@ -133,9 +133,9 @@ __all__ = [
     "stats",
     "step",
     "transform",
+    "truncate",
     "truncate_bases",
     "use_adapters",
-    "truncate",
     "watching",
     "zero_branches",
 ]
