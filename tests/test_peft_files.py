@@ -9,7 +9,7 @@ from noble_fx import CheckpointError, ConfigError
 from tests.test_stacking import adapted, fill, noble
 
 peft = pytest.importorskip("peft")
-X = torch.randn(5, 12)
+X = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
 
 
 class Model(nn.Module):
@@ -28,6 +28,7 @@ class Model(nn.Module):
 def of_peft(**settings: object) -> nn.Module:
     config = peft.LoraConfig(**{"r": 3, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], **settings})
     model = peft.get_peft_model(Model(), config)
+    torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             nn.init.normal_(parameter, std=0.3)

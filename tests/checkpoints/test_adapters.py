@@ -10,7 +10,7 @@ import noble_fx
 from noble_fx import CheckpointError
 from tests.test_stacking import adapted, fill, noble, plain
 
-X = torch.randn(5, 12)
+X = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
 
 
 def learning(model: nn.Module) -> list[str]:
