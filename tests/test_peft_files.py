@@ -48,7 +48,7 @@ def test_peft_writes_and_we_read(settings, tmp_path):
     theirs = of_peft(**settings)
     theirs.save_pretrained(tmp_path / "adapter")
     ours = noble_fx.load_peft(Model().eval(), tmp_path / "adapter")
-    torch.testing.assert_close(ours(X), theirs(X), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.double()(X.double()), theirs.double()(X.double()), rtol=1e-12, atol=1e-12)
     assert all(".adapters." in name for name, p in ours.named_parameters() if p.requires_grad)
     assert all(site.unfused == "" for site in noble_fx.sites(ours) if site.selected)
 
@@ -58,9 +58,9 @@ def test_we_write_and_peft_reads(settings, tmp_path):
     ours = fill(adapted(Model().eval(), alpha=4, **settings))
     folder = noble_fx.save_peft(ours, tmp_path / "adapter")
     theirs = peft.PeftModel.from_pretrained(Model(), folder).eval()
-    torch.testing.assert_close(theirs(X), ours(X), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(theirs.double()(X.double()), ours.double()(X.double()), rtol=1e-12, atol=1e-12)
     again = noble_fx.load_peft(Model().eval(), folder)
-    assert torch.equal(again(X), ours(X))
+    assert torch.equal(again.double()(X.double()), ours(X.double()))
 
 
 def test_onto_a_model_with_branches_and_back(tmp_path):
@@ -74,7 +74,7 @@ def test_onto_a_model_with_branches_and_back(tmp_path):
     expected = with_noble().q_proj(x) + nn.functional.linear(x, delta)
     torch.testing.assert_close(ours.q_proj(x), expected, rtol=1e-5, atol=1e-6)
     again = noble_fx.load_peft(Model(), noble_fx.save_peft(ours, tmp_path / "ours", adapter="theirs"))
-    torch.testing.assert_close(again(X), theirs(X), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(again.double()(X.double()), theirs.double()(X.double()), rtol=1e-12, atol=1e-12)
 
 
 def test_what_peft_trains_on_a_model_with_branches_is_no_site_of_ours():
