@@ -144,3 +144,33 @@ def test_a_forward_of_its_own_says_nothing_of_it():
             return 2 * super().forward(x, rows)
 
     assert isinstance(Doubled(8, 6, 4, NobleConfig(rank=4)).before_up(torch.ones(1, 8)), Refusal)
+
+
+def test_another_sigma_in_place_with_the_columns_of_u():
+    branch = NobleBranch(8, 6, 3, NobleConfig(rank=3, act="gelu", seed=0))
+    branch.prepare()
+    key, up = branch.key, branch.up.detach().clone()
+    columns = torch.tensor([1.0, 0.0, 2.0])
+    assert branch.with_sigma(lambda act: torch.nn.Tanh(), columns) is None
+    assert (type(branch.sigma()), branch.unfused) == (torch.nn.Tanh, "")
+    assert branch.key != key
+    assert torch.equal(branch.up, up * columns)
+    refusal = branch.with_sigma(lambda act: Refusal("no"), columns)
+    assert str(refusal) == "no"
+    assert torch.equal(branch.up, up * columns)
+
+
+def test_what_stands_against_its_place_stays():
+    branch = NobleBranch(8, 6, 3, NobleConfig(rank=3, act="gelu", seed=0))
+    branch.prepare("fuse=False")
+    branch.with_sigma(lambda act: torch.nn.Tanh())
+    assert branch.unfused == "fuse=False"
+
+
+@pytest.mark.parametrize(("act", "pair"), [("identity", True), ("gelu", False)])
+def test_two_matrices_that_learn_a_third_where_nothing_is_between_them(act, pair):
+    branch = NobleBranch(8, 6, 3, NobleConfig(rank=3, act=act, seed=0))
+    answer = branch.factors()
+    assert isinstance(answer, list) == pair
+    if pair:
+        assert (answer[0].down, answer[0].up, answer[0].scale) == (branch.down, branch.up, 1.0)

@@ -108,3 +108,27 @@ def test_what_cannot_change_says_why():
     strange.extra = nn.Parameter(torch.ones(1))
     assert isinstance(refused := strange.resized(8), Refusal)
     assert "'extra'" in refused.reason
+
+
+@pytest.mark.parametrize("act", ["cosnet", "gelu", "swiglu_net", "identity"])
+@pytest.mark.parametrize(("rank", "factor"), [(1, 1.0), (4, 1.5), (6, 1.0)])
+def test_the_first_channels_as_they_are(act, rank, factor):
+    """Each matrix that reads channels is its first block, times the factor; nothing is chosen or fitted."""
+    old = branch(act)
+    answer = old.shortened(rank, factor, X @ old.down.detach().T)
+    assert isinstance(answer, Resized)
+    new = answer.branch
+    assert torch.equal(new.down, old.down[:rank])
+    torch.testing.assert_close(new.up, factor * old.up[:, :rank], rtol=1e-14, atol=0)
+    if act == "cosnet":
+        torch.testing.assert_close(
+            new.act.mixer.weight, factor * old.act.mixer.weight[:rank, :rank], rtol=1e-14, atol=0
+        )
+        assert torch.equal(new.act.first.frequency, old.act.first.frequency[:rank])
+    off = (new(X) - old(X)).norm() / old(X).norm()
+    assert answer.error == pytest.approx(off.item(), rel=1e-9, abs=1e-7)  # the root of what products cancel to
+
+
+def test_a_sigma_whose_channels_are_not_apart_has_no_first_ones():
+    answer = branch(lambda rank: nn.Softmax(-1)).shortened(3, 1.0)
+    assert isinstance(answer, Refusal)
