@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noble_fx.branches.drawing import drawing, has_values
+from noble_fx.branches.factors import Factors
 from noble_fx.config import NobleConfig, check_adapter_name
 from noble_fx.distributed import is_distributed, laid_out_like, reduced
 from noble_fx.errors import ConfigError
@@ -212,6 +213,11 @@ class Adapters(nn.Module):
             if adapter.weighed:
                 total = total + (adapter.weighed * adapter.scale) * (adapter.up @ adapter.down)
         return total
+
+    def factors(self) -> list[Factors]:
+        """(D, U, w s) of each that is on."""
+        on = {name: adapter for name, adapter in self.named().items() if adapter.weighed}
+        return [Factors(name, each.down, each.up, each.weighed * each.scale) for name, each in on.items()]
 
     def parameter_roles(self) -> Iterator[tuple[str, nn.Parameter]]:
         """("lora.down" or "lora.up", parameter) of each."""

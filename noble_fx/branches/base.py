@@ -31,6 +31,7 @@ from noble_fx.branches.bound import Bound, FusedForm
 from noble_fx.branches.channels import Resized
 from noble_fx.branches.drawing import drawing
 from noble_fx.branches.factors import Factors
+from noble_fx.branches.masks import has_other_names
 from noble_fx.branches.own_tensors import refill
 from noble_fx.config import NobleConfig
 from noble_fx.errors import ConfigError, Refusal
@@ -198,6 +199,10 @@ class Branch(nn.Module):
         if self.folded:
             raise ConfigError(
                 "a folded model is for inference and cannot be drawn again; use the model it was folded from"
+            )
+        if has_other_names(self.sigma()):
+            raise ConfigError(
+                "σ has masks or gates of a training rule and cannot be drawn again; close() that rule first"
             )
         fresh, beside = self.fresh(self.out_features), adapters_of(self)
         for name, drawn in [*fresh.named_parameters(), *fresh.named_buffers()]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from noble_fx.branches.adapters import Adapter, Adapters, adapter_name
 from noble_fx.branches.base import Branch, FusedForm, Rate
 from noble_fx.branches.beside import linear_form
+from noble_fx.branches.factors import Factors
+from noble_fx.branches.own_tensors import more_than_its_tensors
 from noble_fx.config import ADAPTER_SETTINGS, NobleConfig
 from noble_fx.errors import ConfigError, Refusal, shown
 
@@ -73,6 +75,10 @@ class LoraBranch(Branch):
     def merged(self) -> tuple[Tensor, Tensor | None] | Refusal:
         """Σ w s U D of those that are on."""
         return self.adapters.merged(), None
+
+    def factors(self) -> list[Factors] | Refusal:
+        """Those of the adapters that are on."""
+        return more_than_its_tensors(self) or self.adapters.factors()
 
     def silence(self) -> Refusal | None:
         """U = 0."""

@@ -224,7 +224,13 @@ class NobleBranch(Branch):
         return weight if beside is None else weight + beside.merged(), bias
 
     def factors(self) -> list[Factors] | Refusal:
-        """(D, U, 1) where σ is the identity and D has no bias."""
+        """(D, U, 1) where σ is the identity and D has no bias; where it is frozen, those of the adapters beside it."""
+        beside = adapters_of(self)
+        if beside is not None:
+            own = [parameter for name, parameter in self.named_parameters() if not name.startswith("adapters.")]
+            if not any(parameter.requires_grad for parameter in own):
+                return more_than_its_tensors(self) or beside.factors()
+            return Refusal("it learns together with adapters beside it, and the rules hold for one linear map")
         if type(self.act) is not nn.Identity:
             return Refusal(f"σ ({self.label}) stands between D and U, so U D is not the matrix that they learn")
         if self.down_bias is not None:

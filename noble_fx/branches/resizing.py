@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from noble_fx.branches.channels import Axes, Axis, Kept, Resized
 from noble_fx.branches.fewer import refitted, relative_error, survivors
+from noble_fx.branches.masks import gate_of, masks_of
 from noble_fx.branches.recording import with_tensors
 from noble_fx.branches.widths import Widths, widths
 from noble_fx.errors import Refusal
@@ -67,6 +68,8 @@ def shortened(old: Any, new: Any, factor: float, h: Tensor | None = None) -> Res
 
 def _known(old: Any, new: Any) -> tuple[Widths, dict[str, Axes]] | Refusal:
     """How the tensors of `old` go with its channels; or why that is not known."""
+    if masks_of(old.act) or gate_of(old.act) is not None:
+        return Refusal("its σ has masks or gates of a training rule; call close() of that rule first, or truncate")
     found = widths(old.act, new.act, old.rank, new.rank)
     if isinstance(found, Refusal):
         return Refusal(f"σ ({old.label}) cannot be given another rank: {found.reason}")

@@ -83,3 +83,14 @@ def test_a_branch_without_values():
     model = noble_fx.transform(tiny(), rank=4)
     with pytest.raises(ConfigError, match="on the meta device"):
         without_places(model.to("meta"))
+
+
+@pytest.mark.parametrize("act", ["cosnet", "cos"])
+def test_other_verbs_say_who_is_in_the_way(act):
+    model = transformed(act=act)
+    with_places(without_places(model), masking, "masked")
+    with pytest.raises(ConfigError, match="masks or gates of a training rule"):
+        noble_fx.set_rank(model, 2)
+    if act == "cos":
+        with pytest.raises(ConfigError, match="masks or gates of a training rule"):
+            noble_fx.reset_branches(model)

@@ -6,6 +6,7 @@ from torch import nn
 
 import noble_fx
 from noble_fx import CaptureError, ConfigError
+from noble_fx.training.rules import Preconditioned
 from noble_fx.training.rules.pairs import gradient, pairs
 from tests.models import tiny
 from tests.one_rank import one_rank
@@ -94,3 +95,41 @@ def test_a_gradient_of_what_is_frozen_is_none():
     parameter.grad = torch.ones(2)
     assert gradient(parameter) is parameter.grad
     assert gradient(parameter.requires_grad_(False)) is None
+
+
+def test_adapters_are_pairs_alone_and_beside_a_frozen_branch():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.Linear(16, 12))
+    noble_fx.transform(model, rank=3, select=["0"], seed=0)
+    noble_fx.transform(model, branch="lora", rank=4, alpha=8, rslora=False, select="all", seed=0)
+    found = pairs(model)
+    assert list(found) == ["0.default", "1.default"]
+    assert {pair.scale for pair in found.values()} == {2.0}
+    x, (pair, *_) = torch.randn(5, 12), found.values()
+    model(x).square().sum().backward()
+    assert gradient(pair.up) is not None
+    noble_fx.use_adapters(model, {"default": 0.5})
+    assert {pair.scale for pair in pairs(model).values()} == {1.0}
+    model[0].noble.up.requires_grad_(True)
+    with pytest.raises(noble_fx.ConfigError, match="learns together with adapters beside it"):
+        pairs(model)
+
+
+def test_a_preconditioned_step_moves_adapters_beside_a_branch():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.Linear(16, 12)).double()
+    noble_fx.transform(model, rank=3, select="all", seed=0)
+    noble_fx.transform(model, branch="lora", rank=4, select="all", seed=0)
+    rule = Preconditioned(model, rule="riemannian")
+    optimizer = torch.optim.SGD(noble_fx.param_groups(model, lr=1e-3))
+    rule.on(optimizer)
+    x = torch.randn(32, 12, dtype=torch.float64)
+    losses = []
+    for _ in range(5):
+        loss = model(x).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]

@@ -102,7 +102,7 @@ def test_the_error_is_that_of_the_branch_on_the_inputs():
     whole = model[0].noble(x)
     (change,) = noble_fx.truncate(model, rank=3, untrained=True, inputs=x)
     off = (model[0].noble(x) - whole).norm() / whole.norm()
-    assert change.error == pytest.approx(float(off), rel=1e-6)
+    assert change.error == pytest.approx(off.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("act", ["gelu", "cos"])
