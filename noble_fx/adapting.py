@@ -89,6 +89,6 @@ def drop_adapters(model: nn.Module, names: str | Iterable[str] | None = None) ->
         take_out(model, [site for site in sites(model) if site.selected], wanted)
         keep_from_fast_path(model)
         note(model)
-    if not adapter_names(model):
-        thaw(model)
+        if not adapter_names(model):
+            thaw(model)
     return model

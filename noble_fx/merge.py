@@ -100,8 +100,8 @@ def merge(model: nn.Module) -> nn.Module:
                 take_out(model, [each.site], each.linear.names)
         keep_from_fast_path(model)
         note(model)
-    if not adapter_names(model):
-        thaw(model)
+        if not adapter_names(model):
+            thaw(model)
     return model
 
 

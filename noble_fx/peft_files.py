@@ -102,7 +102,7 @@ def load_peft(model: nn.Module, folder: str | Path, adapter: str = "default") ->
             own: Any = adapters_of(branch)
             own.named()[adapter].down.copy_(lora.down)
             own.named()[adapter].up.copy_(lora.up)
-    freeze(model)
+        freeze(model)
     return model
 
 

@@ -90,7 +90,7 @@ def put_beside_all(model: nn.Module, plan: Plan) -> nn.Module:
     """Draw all linear maps and put them in; on whatever is raised the model is as it was."""
     with restored_on_error(model), torch.no_grad():
         put_sites(model, plan.selected, plan.config)
-    freeze(model)
+        freeze(model)
     return model
 
 

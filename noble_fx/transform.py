@@ -153,8 +153,8 @@ def apply_plan(model: nn.Module, plan: Plan) -> nn.Module:
     with restored_on_error(model) as before:
         result = _put_in(model, plan, branches, bases, before)
         note_choice(result, choice)
-    if named_adapters(result):
-        freeze(result)
+        if named_adapters(result):
+            freeze(result)
     return result
 
 
@@ -229,7 +229,7 @@ def remove(model: nn.Module) -> nn.Module:
         _take_out(model)
         forget_choice(model)
         note(model)
-    thaw(model)
+        thaw(model)
     return model
 
 

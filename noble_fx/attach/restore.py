@@ -17,10 +17,11 @@ _TABLES = (dict, OrderedDict, list, set)  # parameters, buffers, submodules, hoo
 
 
 class Before:
-    """A model as it is: each module's class, attributes and tables, and the values of the tensors to `keep`."""
+    """A model as it is: each module's class, attributes and tables, what learns, and values of tensors to `keep`."""
 
     def __init__(self, model: nn.Module):
         self._modules = [(module, type(module), *_contents(module)) for module in model.modules()]
+        self._learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._values: list[tuple[Tensor, Tensor]] = []
 
     def keep(self, tensors: Iterable[Tensor]) -> None:
@@ -40,6 +41,9 @@ class Before:
             for table, content in tables:
                 if _identities(table) != _identities(content):
                     _refill(table, content)
+        for parameter, learns in self._learns:
+            if parameter.requires_grad != learns:
+                parameter.requires_grad_(learns)
         with torch.no_grad():
             for tensor, value in self._values:
                 tensor.copy_(value)

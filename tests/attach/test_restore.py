@@ -98,3 +98,18 @@ def test_tensors_without_values_are_no_trouble():
     stopped(model)
     assert model.state_dict(keep_vars=True).keys() == tensors.keys()
     assert all(own is tensors[name] for name, own in model.state_dict(keep_vars=True).items())
+
+
+def test_what_learns_is_put_back():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].requires_grad_(False)
+
+    def stopped():
+        with restored_on_error(model):
+            model[0].requires_grad_(False)
+            model[1].requires_grad_(True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False, False]

@@ -222,7 +222,7 @@ def test_what_is_no_branch_is_refused_and_the_model_unchanged(kind, message):
 def test_what_cannot_be_registered(name, kind, message):
     with pytest.raises(ConfigError, match=message):
         noble_fx.register_branch(name, kind)
-    assert noble_fx.branch_names() == (NobleBranch.kind,)
+    assert noble_fx.branch_names() == (NobleBranch.kind, "lora")
 
 
 class Doubled(NobleBranch):
