@@ -5,7 +5,7 @@
 compress         two byte GPTs trained here (4 × 128, plain and with branches) on the standard library's source; the
                  perplexity of held-out files, a byte, of each method at each share of the parameters of the block's
                  linears. All calibrated on the same 64 windows of training files.
-compress_speed   a GPT-2 and a Llama of transformers with random weights, four blocks of them: ONNX Runtime's time of
+compress_speed   a GPT-2 and a Llama of transformers with random weights, two blocks of each: ONNX Runtime's time of
                  each size beside the plain model's, in turns, at a decoder's one token for 1 to 16 sequences and at a
                  prompt. Each size with and without branches, and those with branches also with matrices apart.
 
@@ -83,9 +83,7 @@ def trained(text: Text) -> Iterator[tuple[str, nn.Module]]:
 def variants(model: nn.Module, calibration: list[Tensor]) -> Iterator[tuple[str, Callable[[float], nn.Module]]]:
     """What makes a copy of so large a share of the parameters, by method."""
     for name, settings in METHODS.items():
-        # Ranks of any number, so that every method has the parameters that the column says.
-        exact = {"round_to": 1, "progress": False, **settings}
-        yield name, lambda keep, s=exact: noble_fx.compress(model, calibration, keep=keep, **s)
+        yield name, lambda keep, s=settings: noble_fx.compress(model, calibration, keep=keep, progress=False, **s)
     decomposer = _fasterai()
     if decomposer is not None and not any(".noble." in name for name, _ in model.named_parameters()):
         yield "fasterai, SVD", lambda keep: _decomposed(decomposer, model, keep)
@@ -173,21 +171,21 @@ def run_speed(rounds: int = 16) -> dict[str, object]:
 
 
 def architectures() -> dict[str, nn.Module]:
-    """Four blocks each, of random weights, without a head."""
+    """Two blocks each, of random weights, without a head."""
     from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
     torch.manual_seed(0)
-    gpt2 = GPT2Model(GPT2Config(vocab_size=256, n_layer=4, use_cache=False))
+    gpt2 = GPT2Model(GPT2Config(vocab_size=256, n_layer=2, use_cache=False))
     llama = LlamaConfig(
         vocab_size=256,
         hidden_size=1024,
         intermediate_size=2816,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
         num_attention_heads=16,
         num_key_value_heads=8,
         use_cache=False,
     )
-    return {"GPT-2, 4 × 768": gpt2.eval(), "Llama, 4 × 1024": LlamaModel(llama).eval()}
+    return {"GPT-2, 2 × 768": gpt2.eval(), "Llama, 2 × 1024": LlamaModel(llama).eval()}
 
 
 def _forms() -> list[str]:
