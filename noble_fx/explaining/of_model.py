@@ -114,8 +114,8 @@ def _adapted(model: nn.Module, held: dict[str, Branch]) -> dict[str, str]:
     """Which adapters there are, and where something is frozen what that saves."""
     told = Counter(part for adapters in named_adapters(model).values() for part in adapters.told().split(", "))
     frozen = not all(parameter.requires_grad for parameter in model.parameters())
-    layers = [(getattr(module_at(model, fqn), "weight", None), branch) for fqn, branch in held.items() if branch.key]
-    fused = [(weight, branch) for weight, branch in layers if isinstance(weight, nn.Parameter)]
+    layers = [(module_at(model, fqn), branch) for fqn, branch in held.items() if branch.key]
+    fused = [(layer, branch) for layer, branch in layers if layer is not None and "noble" in layer._modules]
     return {
         "adapters": ", ".join(f"{each} at {count} layer{'s' * (count > 1)}" for each, count in told.items()),
         "backward keeps": told_kept(fused) if frozen else "",

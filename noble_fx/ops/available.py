@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from noble_fx.runtime.layer_kernels import LayerKernels, layer_kernels
 from noble_fx.runtime.load import have_triton
 from noble_fx.torch_versions import tf32_products
 
+T = TypeVar("T")
 _OLDEST = (8, 0)  # the first NVIDIA GPUs with bfloat16 on tensor cores
 _log = logging.getLogger(__name__)
 _refused: dict[tuple[Layer, torch.device], str] = {}  # what the compiler or a GPU would not take and why: tried once
@@ -60,8 +61,13 @@ def why_no_kernel(act_key: str, rank: int, dtype: torch.dtype, shape: tuple[int,
 
 @functools.lru_cache(maxsize=512)
 def _kernels(layer: Layer, gpu: Gpu, tf32: bool) -> LayerKernels | Refusal:
+    return generated(lambda: layer_kernels(of_parameters(layer), gpu.backend, gpu.shared, tf32, gpu.descriptors))
+
+
+def generated(make: Callable[[], T]) -> T | Refusal:
+    """What `make` generates, or why it generates nothing."""
     try:
-        return layer_kernels(of_parameters(layer), gpu.backend, gpu.shared, tf32, gpu.descriptors)
+        return make()
     except KernelError as error:
         return Refusal(str(error))
     except Exception as error:  # PyTorch operators are right where this package's own generator fails

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from noble_fx.branches import trace
+from noble_fx.ops.factorized import Factorized
 from noble_fx.ops.linear_group import eager_linear_group
 from noble_fx.schema import (
     FACTORIZED,
@@ -48,22 +49,13 @@ def linear(
     return torch.addmm(F.linear(rows, weight, bias), t, up.t()).reshape(*x.shape[:-1], up.shape[0])
 
 
-def factorized(
-    x: Tensor,
-    base_down: Tensor,
-    base_up: Tensor,
-    bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    up: Tensor,
-    act: Sequence[Tensor],
-    act_key: str,
-) -> Tensor:
+def factorized(*arguments: Any) -> Tensor:
     """`noble_fx::factorized_linear`, x [.., K] -> y [.., N]."""
-    rows = x.reshape(-1, x.shape[-1])
-    t = trace.eager(act_key, list(act), F.linear(rows, down, down_bias))
-    y = F.linear(F.linear(rows, base_down), base_up, bias)
-    return torch.addmm(y, t, up.t()).reshape(*x.shape[:-1], up.shape[0])
+    of, act_key = Factorized.read(arguments)
+    rows = of.x.reshape(-1, of.x.shape[-1])
+    t = trace.eager(act_key, list(of.act), F.linear(rows, of.down, of.down_bias))
+    y = F.linear(F.linear(rows, of.base_down), of.base_up, of.bias)
+    return torch.addmm(y, t, of.up.t()).reshape(*of.x.shape[:-1], of.up.shape[0])
 
 
 def joined_factorized(

@@ -11,7 +11,7 @@ def model(**settings: object) -> nn.Module:
 
 
 def kept(made: nn.Module) -> str:
-    return told_kept([(layer.weight, layer.noble) for layer in made])
+    return told_kept([(layer, layer.noble) for layer in made])
 
 
 def test_x_and_h():
@@ -26,6 +26,15 @@ def test_without_x():
     made[0].noble.adapters.default.down.requires_grad_(False)
     assert kept(made) == f"{4 * (20 + 2 * 4)} bytes a row at 2 fused sites: h, and x at 1 of them"
     assert kept(made.requires_grad_(False)) == ""
+
+
+def test_beside_a_factorized_weight():
+    made = model(base="factorized", base_rank=2)
+    assert kept(made) == f"{4 * (12 + 20 + 2 * 4 + 2 * 2)} bytes a row at 2 fused sites: h, and x at 2 of them"
+    for layer in made:
+        layer.base.down.requires_grad_(False)
+        layer.noble.down.requires_grad_(False)
+    assert kept(made) == f"{4 * (2 * 4 + 2 * 2)} bytes a row at 2 fused sites: h, and x at 0 of them"
 
 
 def test_explain_says_it_where_something_is_frozen():

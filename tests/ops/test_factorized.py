@@ -97,6 +97,43 @@ def test_what_needs_no_gradient_has_none():
     assert layer.noble.down.grad is not None
 
 
+def kept_beside_parameters(layer, x):
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    own = {p.data_ptr() for p in layer.parameters()}
+    return [tuple(t.shape) for t in kept if t.data_ptr() not in own]
+
+
+@pytest.mark.parametrize("needs_x", [False, True])
+def test_x_is_kept_only_where_a_matrix_that_reads_it_learns(needs_x):
+    layer, x = factorized_layer(), torch.randn(11, 9, requires_grad=needs_x)
+    assert kept_beside_parameters(layer, x) == [(11, 9), (11, 5), (11, 4)]
+    layer.base.down.requires_grad_(False)
+    assert kept_beside_parameters(layer, x) == [(11, 9), (11, 5), (11, 4)]
+    layer.noble.down.requires_grad_(False)
+    assert kept_beside_parameters(layer, x) == [(11, 5), (11, 4)]
+
+
+@pytest.mark.parametrize(("act", "bias"), crossed(ACTS, [True, False]))
+def test_without_x_gradients_are_right_once_and_twice(act, bias):
+    layer = factorized_layer(act, 5, 4, 3, base_rank=2, bias=bias).double()
+    x = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    *fixed, act_tensors, key = arguments(layer, x)
+    frozen = {1: fixed[1].detach(), 4: fixed[4].detach()}  # B and D
+    places = [at for at, t in enumerate(fixed) if t is not None and at not in frozen]
+
+    def call(*moved: Tensor) -> Tensor:
+        seven = [frozen.get(at) for at in range(len(fixed))]
+        for at, tensor in zip(places, moved, strict=False):
+            seven[at] = tensor
+        return FACTORIZED(*seven, list(moved[len(places) :]), key)
+
+    tensors = [*(fixed[at] for at in places), *act_tensors]
+    assert torch.autograd.gradcheck(call, tensors)
+    assert torch.autograd.gradgradcheck(call, tensors)
+
+
 def test_under_autocast_products_run_in_bfloat16():
     layer = factorized_layer()
     with torch.autocast("cpu", dtype=torch.bfloat16):

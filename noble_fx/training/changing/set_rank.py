@@ -195,6 +195,7 @@ def as_its_place_wants(old: Branch, answer: Resized) -> Resized:
 
 
 def other_rank(old: Branch, rank: int, rows: Tensor | None) -> Resized | Refusal:
+    """A branch of another rank for this one, as near to it as it can be for `rows` of its bottleneck; or why none."""
     if any(parameter.is_meta for parameter in old.parameters()):
         return Refusal("it is on the meta device and has no values; transform anew with this rank")
     try:
