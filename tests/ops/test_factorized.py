@@ -10,7 +10,7 @@ from torch import Tensor
 
 from noble_fx.ops.factorized import eager_factorized
 from noble_fx.schema import FACTORIZED
-from tests.factorized_layer import arguments, factorized_layer
+from tests.factorized_layer import arguments, factorized_layer, leaves, wide
 from tests.fuzz.budget import fuzzed
 from tests.samples import crossed
 
@@ -64,7 +64,7 @@ def test_gradcheck_once_and_twice(act, bias):
 def test_any_shape_and_dtype_against_float64(batch, sizes, rank, base_rank, act, bias, dtype):
     layer = factorized_layer(act, *sizes, rank, base_rank=base_rank, bias=bias).to(dtype)
     x = torch.randn(*batch, sizes[0]).to(dtype).requires_grad_()
-    exact: list[Any] = [_wide(t) for t in arguments(layer, x)]
+    exact: list[Any] = [wide(t) for t in arguments(layer, x)]
     y, truth = layer(x), eager_factorized(*exact)
     assert y.shape == truth.shape
     assert y.dtype == dtype
@@ -72,21 +72,10 @@ def test_any_shape_and_dtype_against_float64(batch, sizes, rank, base_rank, act,
     y.backward(dy)
     truth.backward(dy.double())
     tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.03}[dtype]
-    found, wanted = _leaves(arguments(layer, x)), _leaves(exact)
+    found, wanted = leaves(arguments(layer, x)), leaves(exact)
     for one, other in [(y, truth), *((a.grad, b.grad) for a, b in zip(found, wanted, strict=True))]:
         scale = max(1.0, other.abs().max().item()) if other.numel() else 1.0
         torch.testing.assert_close(one.double(), other, rtol=0, atol=tolerance * scale)
-
-
-def _wide(value: Any) -> Any:
-    if isinstance(value, list):
-        return list(map(_wide, value))
-    return value.detach().double().requires_grad_() if isinstance(value, Tensor) else value
-
-
-def _leaves(values: list[Any]) -> list[Tensor]:
-    *fixed, act, _ = values
-    return [t for t in (*fixed, *act) if t is not None]
 
 
 def test_what_needs_no_gradient_has_none():

@@ -2,22 +2,19 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from noble_fx.ops import available, factorized_cuda
 from noble_fx.ops.factorized import eager_factorized
-from noble_fx.runtime.factorized_kernels import FactorizedKernels
 from noble_fx.runtime.layer_kernels import KERNEL, VENDOR
-from tests.factorized_layer import arguments, factorized_layer
+from tests.factorized_layer import arguments, check, factorized_layer, take, wide
 from tests.fused_layer import TOLERANCE, kernels_on_cpu, near
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # as conftest.py sets it where there is no GPU
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted here")
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="kernels are not interpreted here: tests/gpu compiles them")
 
 SIZES = {"in_features": 40, "out_features": 72, "rank": 12, "base_rank": 24}
 
@@ -28,34 +25,6 @@ def on_cpu(tmp_path) -> Iterator[list[str]]:
     with kernels_on_cpu(tmp_path) as launched, torch.library._scoped_library("noble_fx", "IMPL") as library:
         factorized_cuda.register(library, "CPU")
         yield launched
-
-
-def _wide(value: Any) -> Any:
-    if isinstance(value, list):
-        return list(map(_wide, value))
-    return value.detach().double().requires_grad_() if isinstance(value, Tensor) else value
-
-
-def check(layer, x, scale=1.0):
-    x = x.detach().requires_grad_()
-    given = arguments(layer, x)
-    exact = _wide(given)
-    y, truth = layer(x), eager_factorized(*exact)
-    dy = torch.randn(truth.shape).to(y.dtype)
-    y.backward(dy)
-    truth.backward(dy.double())
-    near("y", y, truth, scale)
-    pairs = zip([*given[:-2], *given[-2]], [*exact[:-2], *exact[-2]], strict=True)
-    for at, (mine, wanted) in enumerate(pairs):
-        if mine is not None and mine.requires_grad:
-            assert mine.grad.shape == mine.shape
-            near(f"operand {at}", mine.grad, wanted.grad, scale)
-
-
-def take(monkeypatch, product, weights):
-    monkeypatch.setattr(FactorizedKernels, "forward_variants", lambda self: ([(product,)], (product,)))
-    both = (product, weights)
-    monkeypatch.setattr(FactorizedKernels, "backward_variants", lambda self, needs: ([both], both))
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
@@ -86,7 +55,7 @@ def test_what_is_frozen_is_not_computed(frozen):
         getattr(layer, frozen).requires_grad_(False)
     x = x.requires_grad_(frozen != "x")
     y = layer(x)
-    exact = _wide(arguments(layer, x))
+    exact = wide(arguments(layer, x))
     truth = eager_factorized(*exact)
     y.sum().backward()
     truth.sum().backward()
@@ -100,7 +69,7 @@ def test_what_is_frozen_is_not_computed(frozen):
 def test_without_gradients_nothing_is_kept(on_cpu):
     layer, x = factorized_layer(**SIZES), torch.randn(5, 40)
     with torch.no_grad():
-        near("y", layer(x), eager_factorized(*_wide(arguments(layer, x))))
+        near("y", layer(x), eager_factorized(*wide(arguments(layer, x))))
     assert on_cpu
 
 
