@@ -16,7 +16,7 @@ from torch import nn
 
 from noble_fx.attach.adapters import check_none
 from noble_fx.attach.attach import named_branches
-from noble_fx.attach.copying import deep_copy
+from noble_fx.attach.copying import copied_for
 from noble_fx.attach.model_config import note
 from noble_fx.attach.restore import restored_on_error
 from noble_fx.attach.switched_off import is_off
@@ -35,7 +35,7 @@ from noble_fx.compressing.progress import Track, progress_bar
 from noble_fx.compressing.put import put
 from noble_fx.compressing.sequence import compress_in_sequence
 from noble_fx.compressing.timing import Stopwatch
-from noble_fx.errors import CaptureError, ConfigError, NobleError, check_flag, printable, shown
+from noble_fx.errors import CaptureError, ConfigError, check_flag, shown
 from noble_fx.sites.site import Site
 from noble_fx.transform import keep_from_fast_path
 
@@ -81,7 +81,7 @@ def compress(
     # The model is run, to be looked at: in a dry run, and for a target of its own.
     with restored_on_error(model) as before, progress_bar(progress) as track:
         before.keep(model.buffers())
-        work = model if dry_run else _copy(model)
+        work = model if dry_run else copied_for(model, "compress")
         places, sites = find_places(work, select, exclude)
         check_unwrapped(model, "change", [place.name for place in places])
         watch = Stopwatch(places, faster_at) if faster_at is not None else None
@@ -199,17 +199,6 @@ def _check(model: nn.Module) -> None:
     for fqn, branch in named_branches(model).items():
         if is_off(branch):
             raise ConfigError(f"the branch at {fqn!r} is off: leave noble_fx.disabled(model) first, then compress")
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return deep_copy(model, {})
-    except NobleError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"the model cannot be copied, and compress gives a copy: {type(error).__name__}: {printable(error)}"
-        ) from error
 
 
 def _check_done(plan: CompressionPlan) -> None:

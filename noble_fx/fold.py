@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from noble_fx.attach.attach import named_branches
-from noble_fx.attach.copying import deep_copy
+from noble_fx.attach.copying import copied_for
 from noble_fx.branches.own_tensors import more_than_its_tensors
 from noble_fx.captures.base import check_model
 from noble_fx.captures.table import captured
-from noble_fx.errors import ConfigError, NobleError
+from noble_fx.errors import ConfigError
 from noble_fx.merge import merge_adapters
 from noble_fx.passes.history import Step
 from noble_fx.passes.inference.fold_branch import fold_branch
@@ -39,15 +39,7 @@ def fold(model: nn.Module, drop: float | None = None, inputs: Any = None) -> nn.
         raise ConfigError("the model carries no branches, so there is nothing to fold; call noble_fx.transform first")
     check_model(model)
     check_drop(drop, inputs)
-    try:
-        copied = deep_copy(model, {})
-    except NobleError:  # what a captured model says
-        raise
-    except Exception as error:
-        cause = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"the model cannot be copied, and a fold is a copy: {type(error).__name__}: {cause}"
-        ) from error
+    copied = copied_for(model, "fold")
     with torch.no_grad():
         merge_adapters(copied)
     if drop is not None and named_branches(copied):

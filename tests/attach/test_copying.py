@@ -1,5 +1,7 @@
 """Copies of models whose layers keep what they computed last."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.nn.utils import prune, weight_norm
 
 import noble_fx
 from noble_fx import ConfigError
-from noble_fx.attach.copying import deep_copy
+from noble_fx.attach.copying import copied_for, deep_copy
 from tests.models import loud
 
 X = torch.randn(3, 16)
@@ -38,3 +40,10 @@ def test_a_model_that_cannot_be_copied_cannot_be_folded_and_says_why():
     model = made(lambda layer: setattr(layer, "rows", (row for row in X)))
     with pytest.raises(ConfigError, match=r"cannot be copied.*cannot pickle 'generator' object"):
         noble_fx.fold(model)
+
+
+def test_what_cannot_be_copied_is_told_by_the_verb():
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.lock = threading.Lock()
+    with pytest.raises(ConfigError, match="cannot be copied, and fold gives a copy: TypeError: cannot pickle"):
+        copied_for(model, "fold")
